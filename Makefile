@@ -1,0 +1,60 @@
+# make help lists the targets. Each one makes .venv and installs what it needs, once.
+#
+#   make PYTHON=python3.12 test        another Python, 3.11 to 3.13
+#   make TORCH_INDEX=https://download.pytorch.org/whl/cpu demo
+#                                      on Linux: the CPU build of PyTorch instead of the CUDA one, gigabytes smaller
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
+PROJECT := pyproject.toml constraints.txt
+
+.PHONY: help demo test lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.installed ## hide facts in a text of a million tokens, read it once, ask for them
+	$(BIN)/rmt demo $(DEMO_ARGS)
+
+# One thread for each of the two test processes: more threads than cores make small models slower, not faster.
+test: $(VENV)/.installed-test ## run the tests, all but the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m "not slow" $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev ## ruff, its formatter and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean: ## remove .venv, caches and build products
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("$(PYTHON) is Python %d.%d; recurrent-memory needs 3.11, 3.12 or 3.13: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+# PyTorch goes first and alone, so that TORCH_INDEX concerns nothing else. It needs setuptools, which then builds
+# the project too: without a build environment of its own, nothing is installed that constraints.txt does not pin.
+$(VENV)/.installed: $(PROJECT) | $(BIN)/python
+	@echo "Installing into $(VENV), once; it takes a minute or two."
+	@test -n "$(TORCH_INDEX)" || test "$$(uname -s)" != Linux || \
+	  echo "If pip fetches the CUDA build of PyTorch (gigabytes) and you want the CPU one, see the top of the Makefile."
+	$(PIP) install --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) install -c constraints.txt setuptools
+	$(PIP) install -c constraints.txt --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-test
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@

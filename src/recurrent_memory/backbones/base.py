@@ -1,0 +1,141 @@
+"""What a memory needs from a model, whatever its family: embed ids, run rows of embeddings, apply the head."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from ..errors import BackboneError
+
+
+class Backbone(ABC):
+    """A view of a loaded Hugging Face model. Holds no parameters of its own.
+
+    A row that the model sees is `[prefix ; read block ; separator ; text ; suffix ; write block]`; a family says
+    which special tokens stand where, and whether the write block is one of its own (`separate_write_block`, under a
+    causal mask) or the read block itself (where attention goes both ways).
+
+    Args:
+        model: The Hugging Face model, with its head.
+        prefix_ids: Token ids before the read block.
+        separator_ids: Token ids between the read block and the text; left out where there is no memory.
+        suffix_ids: Token ids after the text.
+    """
+
+    family: ClassVar[str]
+    separate_write_block: ClassVar[bool]
+    strips_special_tokens: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prefix_ids: tuple[int, ...] = (),
+        separator_ids: tuple[int, ...] = (),
+        suffix_ids: tuple[int, ...] = (),
+    ) -> None:
+        self.model = model
+        self.prefix_ids, self.separator_ids, self.suffix_ids = prefix_ids, separator_ids, suffix_ids
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's own configuration."""
+        return self.model.config
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the rows of the embedding table."""
+        return self.embedding.weight.shape[0]
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The module that turns token ids into input embeddings, scales included."""
+        return self.model.get_input_embeddings()  # pyright: ignore[reportReturnType]
+
+    @property
+    def embedding_width(self) -> int:
+        """D, the width of input embeddings and of last hidden states (OPT's `word_embed_proj_dim`)."""
+        return self.embedding.weight.shape[1]
+
+    def embed(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Input embeddings as the model makes them (scaled where it scales), without positions."""
+        return self.embedding(input_ids)
+
+    def embedding_std(self) -> float:
+        """The standard deviation of the embedding layer's output, over at most 8,192 tokens of the vocabulary."""
+        ids = torch.linspace(0, self.vocab_size - 1, min(self.vocab_size, 8192), device=self.embedding.weight.device)
+        with torch.no_grad():
+            return float(self.embed(ids.long()[None]).float().std())
+
+    @abstractmethod
+    def encode(self, rows: Float[Tensor, "B R D"], lengths: Int[Tensor, " B"] | None) -> Float[Tensor, "B R D"]:
+        """The last hidden states, after the final norm, of rows of embeddings; the head is not run.
+
+        Args:
+            rows: Input embeddings.
+            lengths: Positions of each row that are real, from the left; None where all are.
+        """
+
+    def head(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """The logits of some last hidden states, through all that the model does after its body (caps, scales)."""
+        return run_head(self.model, hidden)
+
+    @abstractmethod
+    def max_row_length(self) -> int | None:
+        """The longest row that the backbone reads rightly, every position seeing every one it should; None: no limit."""
+
+    def num_special_tokens(self, num_memory_tokens: int) -> int:
+        """Special tokens in a row."""
+        separators = len(self.separator_ids) if num_memory_tokens else 0
+        return len(self.prefix_ids) + separators + len(self.suffix_ids)
+
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that are taken out of the input, because the row brings its own."""
+        return ()
+
+    def check_weights(self) -> None:
+        """Refuse a broken model.
+
+        Raises:
+            BackboneError: if a weight is NaN or infinite.
+        """
+        for name, parameter in self.model.named_parameters():
+            if parameter.device.type != "meta" and not bool(torch.isfinite(parameter).all()):
+                raise BackboneError(f"the weights {name!r} hold NaN or infinity; the model is broken, load or train it again")
+
+
+class _Given(nn.Module):
+    """Stands in for a model's body and returns the hidden states it is given."""
+
+    @property
+    def decoder(self) -> _Given:
+        return self
+
+    def forward(self, *_: Any, inputs_embeds: Tensor | None = None, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+
+
+def run_head(model: PreTrainedModel, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+    """What a model with a head computes from its body's output.
+
+    The model's own `forward` runs, on a shallow copy of the model in which a stand-in replaces the body; so soft caps,
+    scales and extra layers are the model's, and the model itself is never touched.
+    """
+    shell = copy.copy(model)
+    shell.__dict__ = {**model.__dict__, "_modules": {**model._modules, model.base_model_prefix: _Given()}}
+    return shell(inputs_embeds=hidden[None]).logits[0]
+
+
+def config_limit(config: PretrainedConfig) -> int | None:
+    """Positions by the model's configuration, under whatever name it has them."""
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None

@@ -1,0 +1,62 @@
+"""What a memory is: its kind, its size, and how much text a segment holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryConfig:
+    """The settings of a recurrent memory. Validated at construction.
+
+    Args:
+        num_memory_tokens: M, memory tokens in a block. 0 switches the memory off: the model is then exactly the
+            backbone run on separate segments.
+        segment_length: S, text tokens in a segment. Counts neither memory nor special tokens.
+        kind: The way of remembering, a name from `recurrent_memory.memories`.
+
+    Raises:
+        ConfigError: if a value is of the wrong type or out of range.
+
+    Example:
+        >>> MemoryConfig(num_memory_tokens=16, segment_length=512).kind
+        'tokens'
+    """
+
+    num_memory_tokens: int = 16
+    segment_length: int = 512
+    kind: str = "tokens"
+
+    def __post_init__(self) -> None:
+        _check_int("num_memory_tokens", self.num_memory_tokens, minimum=0)
+        _check_int("segment_length", self.segment_length, minimum=1)
+        from .memories.registry import memory_kinds
+
+        if self.kind not in memory_kinds():
+            raise ConfigError(f"kind={self.kind!r} is not a kind of memory; choose one of {', '.join(memory_kinds())}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as a plain dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MemoryConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: if a key is unknown or a value is not valid.
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"unknown memory settings {unknown}; known are {sorted(known)}")
+        return cls(**values)
+
+
+def _check_int(name: str, value: object, *, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name}={value!r} must be an int of at least {minimum}, not {type(value).__name__}")
+    if value < minimum:
+        raise ConfigError(f"{name}={value} must be at least {minimum}")

@@ -1,0 +1,188 @@
+"""The forward pass of each family: fold every full segment, predict where it is asked for, a segment at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from .backbones.encoder import EncoderBackbone
+from .backbones.seq2seq import Seq2SeqBackbone
+from .errors import InputError
+from .modeling_output import RecurrentMemoryOutput
+from .segments import Aligned, Segment, num_folded, rest_of, window
+from .state import MemoryState
+
+if TYPE_CHECKING:
+    from .model import RecurrentMemoryModel
+
+IGNORE = -100
+
+
+def run_forward(
+    model: RecurrentMemoryModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    labels: Tensor | None,
+    memory_state: MemoryState | None,
+    logits_to_keep: int | Tensor | None,
+    kwargs: dict[str, Any],
+) -> RecurrentMemoryOutput:
+    """See `RecurrentMemoryModel.forward`."""
+    new, text, state = model.new_text(input_ids, attention_mask, memory_state)
+    view = model.view
+    if isinstance(view, Seq2SeqBackbone):
+        state = model.fold_full(text, state).advanced(new.lengths)
+        return _decode(model, view, state, labels, kwargs)
+    if isinstance(view, EncoderBackbone) and view.classifies:
+        state = model.fold_full(text, state).advanced(new.lengths)
+        return _classify(model, view, state, labels)
+    width = input_ids.shape[-1]
+    columns = kept_columns(logits_to_keep, width, none=model.training and labels is not None).to(text.input_ids.device)
+    if labels is not None:
+        labels = labels.to(text.input_ids.device)
+        if labels.ndim == 1:
+            labels = labels[None]
+        if labels.shape != (text.input_ids.shape[0], width):
+            raise InputError(f"labels has the shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}; they must be equal")
+    return _predict(model, new, text, state, labels, columns, width, kwargs.get("num_items_in_batch"))
+
+
+def kept_columns(logits_to_keep: int | Tensor | None, width: int, *, none: bool) -> Int[Tensor, " K"]:
+    """The columns of `input_ids` to give logits for, in order.
+
+    Raises:
+        InputError: if it is neither an int of at least 0, nor indices in range, nor a `[width]` boolean mask.
+    """
+    every = torch.arange(width)
+    if logits_to_keep is None:
+        return every[:0] if none else every
+    if isinstance(logits_to_keep, int) and not isinstance(logits_to_keep, bool):
+        if logits_to_keep < 0:
+            raise InputError(f"logits_to_keep={logits_to_keep} must be at least 0 (0 keeps all)")
+        return every if logits_to_keep == 0 else every[-logits_to_keep:]
+    if isinstance(logits_to_keep, Tensor) and logits_to_keep.ndim == 1:
+        try:
+            return every[logits_to_keep.cpu()]
+        except IndexError as error:
+            raise InputError(f"logits_to_keep is out of range of {width} new tokens: {error}") from error
+    raise InputError("logits_to_keep must be an int, a tensor of indices, or a boolean mask over the new tokens")
+
+
+def _predict(
+    model: RecurrentMemoryModel,
+    new: Aligned,
+    text: Segment,
+    state: MemoryState,
+    labels: Tensor | None,
+    columns: Int[Tensor, " K"],
+    width: int,
+    num_items: Any,
+) -> RecurrentMemoryOutput:
+    view, length, starts = model.view, model.memory_config.segment_length, state.pending_lengths
+    targets = _targets(new, text, starts, labels, shift=int(view.separate_write_block))
+    slots = _slots(new, text, starts, columns, width)
+    folds = num_folded(text.lengths, length)
+    pieces: list[tuple[Tensor, Tensor]] = []
+    losses: list[Tensor] = []
+    num_segments = -(-int(text.lengths.max()) // length) if text.lengths.numel() else 0
+    for index in range(num_segments):
+        segment = window(text, index * length, length)
+        span = slice(index * length, index * length + segment.input_ids.shape[1])
+        target, slot = targets[:, span], slots[:, span]
+        folding = index < folds
+        needed = (target != IGNORE) | (slot >= 0)
+        hidden, after = model.fold_segment(Segment(segment.input_ids, segment.lengths * folding), state)
+        looking = Segment(segment.input_ids, segment.lengths * ~folding * needed.any(1))
+        rows = (looking.lengths > 0).nonzero()[:, 0]
+        if rows.numel():
+            some = _look(model, looking.rows(rows), state.index(rows))
+            full = torch.nn.functional.pad(some, (0, 0, 0, segment.input_ids.shape[1] - some.shape[1]))
+            hidden = full if rows.numel() == text.lengths.numel() else hidden.to(full.dtype).index_copy(0, rows, full)
+        state = after
+        if not bool(needed.any()):
+            continue
+        logits = view.head(hidden[needed])
+        if labels is not None:
+            losses.append(cross_entropy(logits.float(), target[needed], ignore_index=IGNORE, reduction="sum"))
+        here = slot[needed]
+        if bool((here >= 0).any()):
+            pieces.append((logits[here >= 0], here[here >= 0]))
+    state = state.with_pending(*rest_of(text, folds * length)).advanced(new.lengths)
+    loss = None
+    if labels is not None:
+        count = num_items if num_items is not None else int((targets != IGNORE).sum())
+        total = torch.stack(losses).sum() if losses else state.tensors[next(iter(state.tensors))].sum() * 0.0
+        loss = total / (count.to(total.device) if isinstance(count, Tensor) else max(int(count), 1))
+    return RecurrentMemoryOutput(loss=loss, logits=_assemble(model, pieces, new, columns), memory_state=state)
+
+
+def _look(model: RecurrentMemoryModel, segment: Segment, state: MemoryState) -> Float[Tensor, "B T D"]:
+    hidden, rows = model.memory.look(model.view, segment, state.tensors)
+    return rows.text_of(hidden)
+
+
+def _targets(new: Aligned, text: Segment, starts: Tensor, labels: Tensor | None, shift: int) -> Int[Tensor, "B T"]:
+    """For every position of the text, pending included, the label that it is to predict."""
+    targets = torch.full_like(text.input_ids, IGNORE)
+    if labels is None:
+        return targets
+    aligned = labels.gather(1, new.columns)
+    offset = torch.arange(aligned.shape[1], device=aligned.device)
+    positions = starts[:, None] + offset - shift
+    valid = (offset < new.lengths[:, None]) & (positions >= 0)
+    rows = torch.arange(targets.shape[0], device=targets.device)[:, None].expand_as(valid)
+    targets[rows[valid], positions[valid]] = aligned[valid]
+    return targets
+
+
+def _slots(new: Aligned, text: Segment, starts: Tensor, columns: Tensor, width: int) -> Int[Tensor, "B T"]:
+    """For every position of the text, where its logits go in the flattened output; -1: nowhere."""
+    slots = torch.full_like(text.input_ids, -1)
+    if not columns.numel():
+        return slots
+    order = torch.full((width,), -1, dtype=torch.long, device=slots.device)
+    order[columns] = torch.arange(columns.numel(), device=slots.device)
+    offset = torch.arange(new.columns.shape[1], device=slots.device)
+    rows = torch.arange(slots.shape[0], device=slots.device)[:, None].expand_as(new.columns)
+    wanted = order[new.columns]
+    valid: Bool[Tensor, "B T"] = (offset < new.lengths[:, None]) & (wanted >= 0)
+    slots[rows[valid], (starts[:, None] + offset)[valid]] = (rows * columns.numel() + wanted)[valid]
+    return slots
+
+
+def _assemble(model: RecurrentMemoryModel, pieces: list[tuple[Tensor, Tensor]], new: Aligned, columns: Tensor) -> Tensor | None:
+    batch, count = new.lengths.shape[0], columns.numel()
+    if not count:
+        return None
+    vocab = pieces[0][0].shape[1] if pieces else model.view.vocab_size
+    values = torch.cat([logits for logits, _ in pieces]) if pieces else torch.zeros(0, vocab, device=new.lengths.device)
+    where = torch.cat([slot for _, slot in pieces]) if pieces else new.lengths[:0]
+    flat = torch.zeros(batch * count, vocab, dtype=values.dtype, device=values.device)
+    return flat.index_copy(0, where, values).view(batch, count, vocab)
+
+
+def _pending_segment(state: MemoryState) -> Segment:
+    width = int(state.pending_lengths.max()) if state.pending_lengths.numel() else 0
+    return Segment(state.pending[:, :width], state.pending_lengths)
+
+
+def _classify(model: RecurrentMemoryModel, view: EncoderBackbone, state: MemoryState, labels: Tensor | None) -> RecurrentMemoryOutput:
+    output, _ = model.memory.look(
+        view, _pending_segment(state), state.tensors, run=lambda rows, lengths: view.classify(rows, lengths, labels)
+    )
+    return RecurrentMemoryOutput(loss=output.loss, logits=output.logits, memory_state=state)
+
+
+def _decode(
+    model: RecurrentMemoryModel, view: Seq2SeqBackbone, state: MemoryState, labels: Tensor | None, kwargs: dict[str, Any]
+) -> RecurrentMemoryOutput:
+    inputs = {name: kwargs[name] for name in ("decoder_input_ids", "decoder_attention_mask") if kwargs.get(name) is not None}
+    if labels is None and not inputs:
+        return RecurrentMemoryOutput(memory_state=state)
+    encoded, rows = model.memory.look(view, _pending_segment(state), state.tensors)
+    output = view.decode(encoded, rows.lengths, labels=labels, **inputs)
+    return RecurrentMemoryOutput(loss=output.loss, logits=output.logits, memory_state=state)

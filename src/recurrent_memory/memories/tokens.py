@@ -1,0 +1,105 @@
+"""RMT memory tokens: a block of embeddings is read before the text and written after it.
+
+Bulatov, Kuratov, Burtsev: Recurrent Memory Transformer, NeurIPS 2022 (arXiv:2207.06881), eq. 4–6; for encoders
+Bulatov, Kuratov, Kapushev, Burtsev: Beyond Attention (arXiv:2402.04161), section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones.base import Backbone
+from ..config import MemoryConfig
+from ..segments import Segment
+from .base import Memory, Rows, Run
+
+
+class TokenMemory(Memory):
+    """`M_{t+1}` is the last hidden state at the write positions of segment t; `M_0` is learned.
+
+    State: `memory`, `[B, M, D]`.
+    """
+
+    def __init__(self, config: MemoryConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        weight = backbone.embedding.weight
+        shape = (config.num_memory_tokens, backbone.embedding_width)
+        self.initial_memory = nn.Parameter(torch.zeros(shape, dtype=weight.dtype, device=weight.device))
+
+    def reset_parameters(self, backbone: Backbone) -> None:
+        """Draw `M_0` from N(0, σ²), σ the standard deviation of the embedding layer's output."""
+        if self.initial_memory.numel():
+            nn.init.normal_(self.initial_memory, std=backbone.embedding_std())
+
+    def initial(self, batch_size: int) -> dict[str, Tensor]:
+        """`M_0` for every row."""
+        return {"memory": self.initial_memory.expand(batch_size, -1, -1)}
+
+    def row_length(self, backbone: Backbone) -> int:
+        """S + 2M for a decoder, S + M and special tokens elsewhere."""
+        size = self.config.num_memory_tokens
+        blocks = 2 if backbone.separate_write_block else 1
+        return self.config.segment_length + blocks * size + backbone.num_special_tokens(size)
+
+    def fold(self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Memory.fold`."""
+        memory = tensors["memory"]
+        rows = build_rows(backbone, segment, memory, write=True)
+        hidden = backbone.encode(rows.embeddings, rows.lengths)
+        return rows.text_of(hidden), {"memory": self._written(backbone, rows, hidden, memory)}
+
+    def look(self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None) -> tuple[Any, Rows]:
+        """See `Memory.look`."""
+        rows = build_rows(backbone, segment, tensors["memory"], write=False)
+        return (run or backbone.encode)(rows.embeddings, rows.lengths), rows
+
+    def _written(self, backbone: Backbone, rows: Rows, hidden: Tensor, memory: Tensor) -> Tensor:
+        size = self.config.num_memory_tokens
+        if size == 0:
+            return memory
+        if not backbone.separate_write_block:
+            start = len(backbone.prefix_ids)
+            written = hidden[:, start : start + size]
+        elif rows.lengths is None:
+            written = hidden[:, -size:]
+        else:
+            positions = rows.lengths[:, None] - size + torch.arange(size, device=hidden.device)
+            written = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+        return written.to(memory.dtype)
+
+
+def build_rows(backbone: Backbone, segment: Segment, memory: Tensor, *, write: bool) -> Rows:
+    """`[prefix ; M ; separator ; x ; suffix ; M]`, the last block only to write, and only where it is one of its own.
+
+    Rows of unequal length are padded on the right: what follows the text moves up to its end.
+    """
+    batch, size = memory.shape[0], memory.shape[1]
+    embeddings = backbone.embed(segment.input_ids)
+    memory = memory.to(embeddings.dtype)
+    separator = backbone.separator_ids if size else ()
+    head = [_special(backbone, backbone.prefix_ids, batch), memory, _special(backbone, separator, batch)]
+    tail = [_special(backbone, backbone.suffix_ids, batch)]
+    if write and backbone.separate_write_block:
+        tail.append(memory)
+    start = len(backbone.prefix_ids) + size + len(separator)
+    present = [block for block in (*head, embeddings, *tail) if block is not None and block.shape[1]]
+    rows = torch.cat(present, 1) if len(present) > 1 else present[0]
+    width = segment.input_ids.shape[1]
+    if not segment.is_ragged:
+        return Rows(rows, None, start, width)
+    ending = [block for block in tail if block is not None and block.shape[1]]
+    tail_width = sum(block.shape[1] for block in ending)
+    if ending:
+        positions = start + segment.lengths[:, None] + torch.arange(tail_width, device=rows.device)
+        rows = rows.scatter(1, positions[..., None].expand(-1, -1, rows.shape[-1]), torch.cat(ending, 1))
+    return Rows(rows, start + segment.lengths + tail_width, start, width)
+
+
+def _special(backbone: Backbone, ids: tuple[int, ...], batch: int) -> Tensor | None:
+    if not ids:
+        return None
+    device = backbone.embedding.weight.device
+    return backbone.embed(torch.tensor(ids, device=device)[None].expand(batch, -1))
