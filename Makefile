@@ -40,14 +40,14 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("$(PYTHON) is Python %d.%d; recurrent-memory needs 3.11, 3.12 or 3.13: make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 
-# PyTorch goes first and alone, so that TORCH_INDEX concerns nothing else. It needs setuptools, which then builds
-# the project too: without a build environment of its own, nothing is installed that constraints.txt does not pin.
+# PyTorch goes alone, so that TORCH_INDEX concerns nothing else. setuptools, which PyTorch needs anyway, builds the
+# project: without a build environment of its own, nothing is installed that constraints.txt does not pin.
 $(VENV)/.installed: $(PROJECT) | $(BIN)/python
 	@echo "Installing into $(VENV), once; it takes a minute or two."
 	@test -n "$(TORCH_INDEX)" || test "$$(uname -s)" != Linux || \
 	  echo "If pip fetches the CUDA build of PyTorch (gigabytes) and you want the CPU one, see the top of the Makefile."
-	$(PIP) install --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(PIP) install -c constraints.txt setuptools
+	$(PIP) install --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(PIP) install -c constraints.txt --no-build-isolation -e .
 	@touch $@
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from peft import get_peft_config, inject_adapter_in_model
+from peft.functional import set_adapter
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
 from .errors import ConfigError
@@ -15,32 +18,69 @@ if TYPE_CHECKING:
 
 
 def inject(model: RecurrentMemoryModel, peft_config: Any, name: str) -> None:
-    """Put an adapter into a model's backbone, and record it so that `save_pretrained` keeps it."""
+    """Put an adapter into a model's backbone, and record it so that `save_pretrained` keeps it.
+
+    Raises:
+        ConfigError: if the name is taken, or the adapter is of a kind that does not go inside a model.
+    """
     if name in model.config.peft:
         raise ConfigError(f"an adapter named {name!r} is already there; choose another name")
-    inject_adapter_in_model(peft_config, model.backbone, adapter_name=name)
+    try:
+        inject_adapter_in_model(peft_config, model.backbone, adapter_name=name)
+    except ValueError as error:
+        raise ConfigError(f"the adapter {name!r} ({type(peft_config).__name__}) cannot be put in: {error}") from error
+    set_adapter(model.backbone, name)
     model.config.peft = {**model.config.peft, name: plain_config(peft_config)}
-    for parameter in model.memory.parameters():
-        parameter.requires_grad_(True)
     model.reset_fingerprint()
 
 
-def inject_configs(backbone: PreTrainedModel, configs: dict[str, dict[str, Any]]) -> None:
-    """Rebuild the adapters that a configuration records; their weights are loaded afterwards."""
+def inject_configs(backbone: PreTrainedModel, configs: dict[str, dict[str, Any]], active: list[str]) -> None:
+    """Rebuild the adapters that a configuration records; their weights are loaded afterwards.
+
+    Raises:
+        ConfigError: if an adapter is of a kind that does not go inside a model (prompt tuning, shared state).
+    """
     for name, values in configs.items():
-        inject_adapter_in_model(get_peft_config(dict(values)), backbone, adapter_name=name)
+        try:
+            inject_adapter_in_model(get_peft_config(dict(values)), backbone, adapter_name=name)
+        except ValueError as error:
+            raise ConfigError(
+                f"the adapter {name!r} ({values.get('peft_type')}) cannot be kept inside a model: {error} Merge it into the "
+                "backbone first, or use another kind"
+            ) from error
+    set_adapter(backbone, active, inference_mode=all(values.get("inference_mode") for values in configs.values()))
+
+
+def active_adapters(backbone: PreTrainedModel) -> list[str]:
+    """The names of the adapters that are in use."""
+    layers = (module for module in backbone.modules() if isinstance(module, BaseTunerLayer))
+    return next((list(layer.active_adapters) for layer in layers), [])
+
+
+def restore_trainable(model: RecurrentMemoryModel) -> None:
+    """Freeze what the adapters froze when they were put in; loading weights forgets it."""
+    from .loading import build_backbone_model
+
+    with torch.device("meta"):
+        trainable = {name: p.requires_grad for name, p in build_backbone_model(model.config).named_parameters()}
+    for name, parameter in model.backbone.named_parameters():
+        parameter.requires_grad_(trainable[name])
 
 
 def merge(model: RecurrentMemoryModel) -> None:
-    """Fold every adapter into the weights it adapts, and take it out."""
-    known = model.fingerprint
-    for name, module in list(model.backbone.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
+    """Fold the active adapters into the weights that they adapt, and take all out."""
+    with model.keeping_fingerprint():
+        for name, module in list(model.backbone.named_modules()):
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            elif isinstance(module, BaseTunerLayer):
+                module.merge()
+                plain = module.get_base_layer()
+            else:
+                continue
             parent, _, child = name.rpartition(".")
-            setattr(model.backbone.get_submodule(parent), child, module.get_base_layer())
+            setattr(model.backbone.get_submodule(parent), child, plain)
     model.config.peft = {}
-    model.reset_fingerprint(known)
 
 
 def plain_config(peft_config: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
@@ -20,10 +20,12 @@ class RecurrentMemoryConfig(PretrainedConfig):
         memory: The memory's settings, as `MemoryConfig.to_dict` gives them.
         special_ids: Special token ids that the rows need.
         peft: The PEFT adapters inside the backbone: name to configuration.
+        peft_active: The names of those in use.
         fingerprint: Of the weights, written by `save_pretrained`.
     """
 
     model_type = "recurrent-memory"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["memory_state"]  # `Trainer` gathers tensors only
 
     def __init__(
         self,
@@ -33,6 +35,7 @@ class RecurrentMemoryConfig(PretrainedConfig):
         memory: dict[str, Any] | None = None,
         special_ids: dict[str, int] | None = None,
         peft: dict[str, dict[str, Any]] | None = None,
+        peft_active: list[str] | None = None,
         fingerprint: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -45,6 +48,7 @@ class RecurrentMemoryConfig(PretrainedConfig):
         self.memory = memory if memory is not None else MemoryConfig().to_dict()
         self.special_ids = special_ids or {}
         self.peft = peft or {}
+        self.peft_active = peft_active or list(self.peft)[-1:]
         self.fingerprint = fingerprint
         if backbone is not None:
             for name in ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size", "is_encoder_decoder"):

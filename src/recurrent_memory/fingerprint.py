@@ -2,14 +2,15 @@
 
 The fingerprint is the SHA-256 of the weights, taken when the model is made or loaded; moving the model to another
 device or dtype, or merging its adapters, keeps it. Anything that changes weights in place (an optimizer,
-`load_state_dict`) makes a new one. Told apart by the version counters that PyTorch keeps for each parameter: in-place
-updates raise them, `module.to(…)` and adapter merging, which replace the storage, do not.
+`load_state_dict`) makes a new one. Such changes are seen by the version counters that PyTorch keeps for each parameter,
+so that weights are hashed only when they have changed and somebody asks.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +33,35 @@ def hash_weights(model: RecurrentMemoryModel) -> str:
     return digest.hexdigest()[:LENGTH]
 
 
+class Moment:
+    """The weights of a model as they were when a state was made. Called, it gives their fingerprint.
+
+    States are made far more often than saved: the fingerprint is computed when it is first asked for.
+    """
+
+    def __init__(self, model: RecurrentMemoryModel, known: str | None = None) -> None:
+        self.model, self.value = model, known
+        self.mark = _mark(model)
+
+    def __call__(self) -> str:
+        if self.value is None:
+            if not self.is_now():
+                raise StateError(
+                    "the model's weights have changed since it wrote this state (was it trained meanwhile?); read the text again"
+                )
+            self.value = hash_weights(self.model)
+        return self.value
+
+    def is_now(self) -> bool:
+        """Whether the weights are still those of this moment."""
+        return self.mark == _mark(self.model)
+
+
+def _mark(model: RecurrentMemoryModel) -> int:
+    """Changes when a parameter is replaced or written in place."""
+    return hash(tuple((id(parameter), parameter._version) for parameter in model.parameters()))
+
+
 class Fingerprint:
     """Keeps a model's fingerprint for as long as its weights stay as they are.
 
@@ -41,30 +71,35 @@ class Fingerprint:
     """
 
     def __init__(self, model: RecurrentMemoryModel, known: str | None = None) -> None:
-        self._model = model
-        self._versions = self._count()
-        self._value = known
+        self._moment = Moment(model, known)
 
-    def _count(self) -> int:
-        return sum(parameter._version for parameter in self._model.parameters())
+    def now(self) -> Moment:
+        """The weights as they are now."""
+        if not self._moment.is_now():
+            self._moment = Moment(self._moment.model)
+        return self._moment
 
-    @property
-    def value(self) -> str:
-        """The fingerprint of the weights as they are now."""
-        versions = self._count()
-        if self._value is None or versions != self._versions:
-            self._value, self._versions = hash_weights(self._model), versions
-        return self._value
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """The fingerprint stays while the weights are written anew, to compute the same in another form."""
+        moment = self.now()
+        moment()
+        yield
+        moment.mark = _mark(moment.model)
 
-    def source(self) -> Callable[[], str]:
-        """The fingerprint of this moment, computed only if somebody asks: states are made far more often than saved."""
-        versions, shared = self._count(), self
 
-        def resolve() -> str:
-            if shared._count() != versions:
-                raise StateError(
-                    "the model's weights have changed since it wrote this state (was it trained meanwhile?); read the text again"
-                )
-            return shared.value
+Source = str | Callable[[], str]
 
-        return resolve
+
+def is_same_model(left: Source, right: Source) -> bool:
+    """Whether two sources of fingerprints name one model. A model that is trained on is still the same while it lives."""
+    if left is right:
+        return True
+    if isinstance(left, Moment) and isinstance(right, Moment) and left.model is right.model:
+        return True
+    return text_of(left) == text_of(right)
+
+
+def text_of(source: Source) -> str:
+    """The fingerprint that a source names."""
+    return source if isinstance(source, str) else source()

@@ -36,10 +36,10 @@ def run_forward(
     view = model.view
     if isinstance(view, Seq2SeqBackbone):
         state = model.fold_full(text, state).advanced(new.lengths)
-        return _decode(model, view, state, labels, kwargs)
+        return _scaled(_decode(model, view, state, labels, kwargs), labels, kwargs.get("num_items_in_batch"))
     if isinstance(view, EncoderBackbone) and view.classifies:
         state = model.fold_full(text, state).advanced(new.lengths)
-        return _classify(model, view, state, labels)
+        return _scaled(_classify(model, view, state, labels), labels, kwargs.get("num_items_in_batch"))
     width = input_ids.shape[-1]
     columns = kept_columns(logits_to_keep, width, none=model.training and labels is not None).to(text.input_ids.device)
     if labels is not None:
@@ -48,7 +48,11 @@ def run_forward(
             labels = labels[None]
         if labels.shape != (text.input_ids.shape[0], width):
             raise InputError(f"labels has the shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}; they must be equal")
-    return _predict(model, new, text, state, labels, columns, width, kwargs.get("num_items_in_batch"))
+    kept, order = columns.unique(return_inverse=True)
+    output = _predict(model, new, text, state, labels, kept, width, kwargs.get("num_items_in_batch"))
+    if output.logits is not None and not torch.equal(kept, columns):
+        output.logits = output.logits[:, order]
+    return output
 
 
 def kept_columns(logits_to_keep: int | Tensor | None, width: int, *, none: bool) -> Int[Tensor, " K"]:
@@ -107,7 +111,7 @@ def _predict(
             continue
         logits = view.head(hidden[needed])
         if labels is not None:
-            losses.append(cross_entropy(logits.float(), target[needed], ignore_index=IGNORE, reduction="sum"))
+            losses.append(cross_entropy(_at_least_float32(logits), target[needed], ignore_index=IGNORE, reduction="sum"))
         here = slot[needed]
         if bool((here >= 0).any()):
             pieces.append((logits[here >= 0], here[here >= 0]))
@@ -118,6 +122,10 @@ def _predict(
         total = torch.stack(losses).sum() if losses else state.tensors[next(iter(state.tensors))].sum() * 0.0
         loss = total / (count.to(total.device) if isinstance(count, Tensor) else max(int(count), 1))
     return RecurrentMemoryOutput(loss=loss, logits=_assemble(model, pieces, new, columns), memory_state=state)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _look(model: RecurrentMemoryModel, segment: Segment, state: MemoryState) -> Float[Tensor, "B T D"]:
@@ -163,6 +171,14 @@ def _assemble(model: RecurrentMemoryModel, pieces: list[tuple[Tensor, Tensor]], 
     where = torch.cat([slot for _, slot in pieces]) if pieces else new.lengths[:0]
     flat = torch.zeros(batch * count, vocab, dtype=values.dtype, device=values.device)
     return flat.index_copy(0, where, values).view(batch, count, vocab)
+
+
+def _scaled(output: RecurrentMemoryOutput, labels: Tensor | None, num_items: Any) -> RecurrentMemoryOutput:
+    """With the loss, a mean over the labels here, made the sum over them divided by `num_items`."""
+    if labels is not None and num_items is not None and output.loss is not None and output.logits is not None:
+        count = int((labels != IGNORE).sum())
+        output.loss = output.loss * (count / num_items) if count else output.logits.sum() * 0.0
+    return output
 
 
 def _pending_segment(state: MemoryState) -> Segment:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from .backbones.families import Family, find_family, resolve_special_ids
+from .backbones.families import HOW_TO_ADD, Family, family_named, find_family
 from .config import MemoryConfig
 from .configuration import RecurrentMemoryConfig
 from .errors import BackboneError, ConfigError, RecurrentMemoryError
@@ -30,30 +31,27 @@ def read_backbone(
 ) -> tuple[PreTrainedModel, RecurrentMemoryConfig]:
     """A loaded backbone and the configuration of the model around it; see `RecurrentMemoryModel.from_backbone`."""
     peft: dict[str, dict[str, Any]] = {}
+    given = {"cls_token_id": cls_token_id, "sep_token_id": sep_token_id}
+    given = {name: value for name, value in given.items() if value is not None}
     if isinstance(backbone, str | Path):
         config = _load_config(backbone)
         family = find_family(config)
-        auto_class = getattr(transformers, _auto_class(family, task))
+        auto_class = getattr(transformers, family.auto_class[_known_task(family, task)])
         if num_labels is not None:
             kwargs = {**kwargs, "num_labels": num_labels}
         try:
             model = auto_class.from_pretrained(str(backbone), **kwargs)
         except (OSError, ValueError) as error:
             raise BackboneError(f"{backbone}: cannot be loaded as a {family.name} ({_first_line(error)})") from error
-        if tokenizer is None and family.name == "encoder" and (cls_token_id is None or sep_token_id is None):
+        if tokenizer is None and family.special_ids is not None and len(given) < 2:
             tokenizer = _tokenizer_beside(backbone)
     else:
         if kwargs:
             raise ConfigError(f"{sorted(kwargs)} are for loading a backbone by name; this one is loaded already")
         model, peft = _unwrap_peft(backbone)
         family = find_family(model.config)
-        if task is not None and task not in family.auto_class:
-            raise ConfigError(f"task={task!r} is not one of a {family.name}: {', '.join(family.auto_class)}")
-        if model.base_model is model:
-            raise BackboneError(
-                f"{type(model).__name__} has no head; load the backbone with one, such as {' or '.join(family.auto_class.values())}"
-            )
-    special_ids = resolve_special_ids(family, model.config, tokenizer, cls_token_id, sep_token_id)
+        _check_head(model, family, task, num_labels)
+    special_ids = family.special_ids(model.config, tokenizer, given) if family.special_ids is not None else {}
     config = RecurrentMemoryConfig(
         backbone=model.config,
         backbone_class=type(model).__name__,
@@ -63,15 +61,25 @@ def read_backbone(
         peft=peft,
     )
     config.dtype = model.dtype
+    family.build(model, special_ids).check_weights()
+    if peft:
+        from .adapters import active_adapters
+
+        config.peft_active = active_adapters(model)
+        with torch.device("meta"):
+            build_backbone_model(config)  # so that what cannot be loaded again is refused now
     return model, config
 
 
 def build_backbone_model(config: RecurrentMemoryConfig) -> PreTrainedModel:
     """The backbone that a configuration describes, adapters inside, its weights not loaded."""
-    name = config.backbone_class or ""
-    cls = getattr(transformers, name, None)
+    classes = head_classes(family_named(config.family or ""), config.backbone_config).values()
+    cls = next((known for known in classes if known.__name__ == config.backbone_class), None)
     if cls is None:
-        raise BackboneError(f"backbone_class={name!r} is not in transformers {transformers.__version__}; upgrade transformers")
+        raise BackboneError(
+            f"backbone_class={config.backbone_class!r} is not known to transformers {transformers.__version__}; upgrade "
+            "transformers, or import the package that registers it with the Auto classes"
+        )
     kwargs = {"dtype": config.dtype} if config.dtype is not None else {}
     if implementation := getattr(config, "_attn_implementation", None):
         kwargs["attn_implementation"] = implementation
@@ -79,7 +87,7 @@ def build_backbone_model(config: RecurrentMemoryConfig) -> PreTrainedModel:
     if config.peft:
         from .adapters import inject_configs
 
-        inject_configs(model, config.peft)
+        inject_configs(model, config.peft, config.peft_active)
     return model
 
 
@@ -106,16 +114,42 @@ def load_pretrained(
     if missing := sorted(info["missing_keys"]):
         raise BackboneError(f"{path}: the weights lack {missing[:3]}{' …' if len(missing) > 3 else ''}; is the folder whole?")
     loaded.view.check_weights()
+    if loaded.config.peft:
+        from .adapters import restore_trainable
+
+        restore_trainable(loaded)
     loaded.reset_fingerprint(loaded.config.fingerprint)
     return (loaded, info) if want_info else loaded
 
 
-def _auto_class(family: Family, task: str | None) -> str:
-    if task is None:
-        return next(iter(family.auto_class.values()))
-    if task not in family.auto_class:
+def head_classes(family: Family, config: PretrainedConfig) -> dict[str, type[PreTrainedModel]]:
+    """The classes of a model with each of its family's heads, by task, as transformers' Auto classes know them."""
+    found = {task: getattr(transformers, auto)._model_mapping.get(type(config), None) for task, auto in family.auto_class.items()}
+    return {task: cls for task, cls in found.items() if isinstance(cls, type)}
+
+
+def _known_task(family: Family, task: str | None) -> str:
+    if task is not None and task not in family.auto_class:
         raise ConfigError(f"task={task!r} is not one of a {family.name}: {', '.join(family.auto_class)}")
-    return family.auto_class[task]
+    return task or next(iter(family.auto_class))
+
+
+def _check_head(model: PreTrainedModel, family: Family, task: str | None, num_labels: int | None) -> None:
+    """A loaded model has its family's head, and the one that was asked for."""
+    classes = head_classes(family, model.config)
+    if type(model) not in classes.values():
+        raise BackboneError(
+            f"{type(model).__name__} is not a {family.name} with a head that is known here "
+            f"({', '.join(cls.__name__ for cls in classes.values())}); load it with {' or '.join(family.auto_class.values())}, "
+            f"or add it: {HOW_TO_ADD}"
+        )
+    if task is not None and classes.get(_known_task(family, task)) is not type(model):
+        raise ConfigError(f"task={task!r} does not go with the loaded {type(model).__name__}; leave it out, or load another head")
+    if num_labels is not None and num_labels != model.config.num_labels:
+        raise ConfigError(
+            f"num_labels={num_labels}, but the loaded {type(model).__name__} has {model.config.num_labels}; leave it out, or "
+            "load the backbone with as many"
+        )
 
 
 def _load_config(path: str | Path, kwargs: dict[str, Any] | None = None) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +17,7 @@ from .backbones.families import check_attention, family_named
 from .config import MemoryConfig
 from .configuration import RecurrentMemoryConfig
 from .errors import BackboneError, ConfigError, InputError, StateError, StateModelMismatchError
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, is_same_model
 from .forward import run_forward
 from .inference.generation import GenerationWithMemory
 from .loading import build_backbone_model, load_pretrained, read_backbone
@@ -54,8 +56,11 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
 
     def __init__(self, config: RecurrentMemoryConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.loss_type = "ForCausalLM"
         self.backbone = backbone if backbone is not None else build_backbone_model(config)
+        self.loss_type = self.view.loss_type
+        if not any(parameter.is_meta for parameter in self.backbone.parameters()):
+            for module in self.backbone.modules():  # an adapter's layers too: nothing that is there is drawn anew
+                module._is_hf_initialized = True
         self.memory_config: MemoryConfig = config.memory_config
         self.memory: Memory = memory_class(self.memory_config.kind)(self.memory_config, self.view)
         self._check_fits()
@@ -98,9 +103,9 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
             backbone, memory or MemoryConfig(), task, num_labels, tokenizer, cls_token_id, sep_token_id, kwargs
         )
         made = cls(config, backbone=model)
-        made.view.check_weights()
         check_attention(made.view)
         made.memory.reset_parameters(made.view)
+        made.generation_config = copy.deepcopy(model.generation_config) if model.can_generate() else None
         made.train(model.training)
         return made
 
@@ -117,6 +122,10 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
         """Write `config.json` and safetensors into a folder, PEFT adapters inside."""
         self.config.fingerprint = self.fingerprint
         self.config.architectures = [type(self).__name__]
+        if self.config.peft:
+            from .adapters import active_adapters
+
+            self.config.peft_active = active_adapters(self.backbone)
         super().save_pretrained(str(save_directory), **kwargs)
 
     def _check_fits(self) -> None:
@@ -147,11 +156,15 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
     @property
     def fingerprint(self) -> str:
         """Names the weights; the same under dtype, device and adapter merging. States record it."""
-        return self._fingerprint.value
+        return self._fingerprint.now()()
 
     def reset_fingerprint(self, known: str | None = None) -> None:
-        """Take the fingerprint anew, or as known, after a change that computes the same."""
+        """Take the fingerprint anew, or as a model folder records it."""
         self._fingerprint = Fingerprint(self, known)
+
+    def keeping_fingerprint(self) -> AbstractContextManager[None]:
+        """While weights are written anew to compute the same in another form."""
+        return self._fingerprint.kept()
 
     @property
     def memory_dtype(self) -> torch.dtype:
@@ -171,12 +184,17 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
         return self.backbone.get_output_embeddings()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        if hasattr(self, "_fingerprint") and not any(p.device.type == "meta" for p in self.parameters()):
-            known = self._fingerprint.value  # before a change of dtype makes the bytes others
-            super()._apply(fn, recurse)
-            self._fingerprint = Fingerprint(self, known)
-            return self
-        return super()._apply(fn, recurse)
+        if not hasattr(self, "_fingerprint") or any(p.device.type == "meta" for p in self.parameters()):
+            return super()._apply(fn, recurse)
+        with self._fingerprint.kept():  # taken before a change of dtype makes the bytes others
+            return super()._apply(fn, recurse)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RecurrentMemoryModel:
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        values = {name: value for name, value in self.__dict__.items() if name != "_fingerprint"}
+        copied.__dict__.update(copy.deepcopy(values, memo))
+        copied._fingerprint = Fingerprint(copied, self.fingerprint)
+        return copied
 
     # ------------------------------------------------------------------ adapters
 
@@ -211,7 +229,7 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
             pending=torch.zeros(batch_size, 0, dtype=torch.long, device=device),
             pending_lengths=zeros,
             memory_config=self.memory_config,
-            fingerprint_source=self._fingerprint.source(),
+            fingerprint_source=self._fingerprint.now(),
         )
 
     def check_state(self, state: MemoryState, where: str = "memory_state") -> None:
@@ -224,9 +242,9 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
             raise StateModelMismatchError(
                 f"{where}: has the memory settings {state.memory_config}, the model {self.memory_config}; use the model that wrote it"
             )
-        if isinstance(state.fingerprint_source, str) and state.fingerprint_source != self.fingerprint:
+        if not is_same_model(state.fingerprint_source, self._fingerprint.now()):
             raise StateModelMismatchError(
-                f"{where}: was written by a model with fingerprint {state.fingerprint_source}, this one has {self.fingerprint}; "
+                f"{where}: was written by a model with fingerprint {state.fingerprint}, this one has {self.fingerprint}; "
                 "use the model that wrote it, or read the text again"
             )
 
@@ -333,10 +351,21 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
         """Fold every full segment of a text that another token follows; the rest becomes pending."""
         length = self.memory_config.segment_length
         folds = num_folded(text.lengths, length)
-        for index in range(int(folds.max()) if folds.numel() else 0):
+        first, last = (int(folds.min()), int(folds.max())) if folds.numel() else (0, 0)
+        state = self._fold_in_all_rows(text, first, state)
+        for index in range(first, last):
             segment = window(text, index * length, length)
             state = self.fold_segment(Segment(segment.input_ids, segment.lengths * (index < folds)), state)[1]
         return state.with_pending(*rest_of(text, folds * length))
+
+    def _fold_in_all_rows(self, text: Segment, count: int, state: MemoryState) -> MemoryState:
+        """`fold_segment` for the first segments of a text that are full in every row, without looking at each."""
+        length, view, tensors = self.memory_config.segment_length, self.view, state.tensors
+        lengths = torch.full_like(text.lengths, length)
+        for index in range(count):
+            ids = text.input_ids[:, index * length : (index + 1) * length]
+            _, tensors = self.memory.fold(view, Segment(ids, lengths, is_full=True), tensors)
+        return state.folded(tensors, torch.full_like(lengths, count)) if count else state
 
     # ------------------------------------------------------------------ forward
 

@@ -22,21 +22,23 @@ class Segment:
     Args:
         input_ids: `[B, T]` token ids; what lies past a row's length is ignored.
         lengths: `[B]` tokens of each row, 0…T.
+        is_full: Whether all rows are known to be T long: then nobody has to look, which on a GPU means to wait.
     """
 
     input_ids: Int[Tensor, "B T"]
     lengths: Int[Tensor, " B"]
+    is_full: bool = False
 
     @classmethod
     def full(cls, input_ids: Int[Tensor, "B T"]) -> Segment:
         """A segment in which every row is full."""
         batch, length = input_ids.shape
-        return cls(input_ids, torch.full((batch,), length, dtype=torch.long, device=input_ids.device))
+        return cls(input_ids, torch.full((batch,), length, dtype=torch.long, device=input_ids.device), is_full=True)
 
     @property
     def is_ragged(self) -> bool:
         """Whether some row is shorter than the segment is wide."""
-        return bool((self.lengths != self.input_ids.shape[1]).any())
+        return not self.is_full and bool((self.lengths != self.input_ids.shape[1]).any())
 
     def rows(self, index: Tensor) -> Segment:
         """The segment of some rows, no wider than they need."""

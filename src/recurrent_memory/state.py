@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from torch import Tensor
 from .config import MemoryConfig
 from .errors import ConfigError, StateError, StateFileError, StateModelMismatchError
 from .files import atomic_write
+from .fingerprint import Source, is_same_model, text_of
 
 if TYPE_CHECKING:
     from .model import RecurrentMemoryModel
@@ -24,7 +26,7 @@ FORMAT_VERSION = "1"
 _COUNTERS = ("tokens_read", "segments_folded", "pending", "pending_lengths")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class MemoryState:
     """The memory of B texts, and how far each has been read. Never changed in place.
 
@@ -50,7 +52,7 @@ class MemoryState:
     pending: Int[Tensor, "B P"]
     pending_lengths: Int[Tensor, " B"]
     memory_config: MemoryConfig
-    fingerprint_source: str | Callable[[], str] = field(default="", repr=False, compare=False)
+    fingerprint_source: Source = field(default="", repr=False)
 
     @property
     def memory(self) -> Float[Tensor, "B M D"]:
@@ -64,7 +66,7 @@ class MemoryState:
     @property
     def fingerprint(self) -> str:
         """Names the model that wrote this state; the same under dtype, device and adapter merging."""
-        return self.fingerprint_source if isinstance(self.fingerprint_source, str) else self.fingerprint_source()
+        return text_of(self.fingerprint_source)
 
     @property
     def batch_size(self) -> int:
@@ -125,7 +127,7 @@ class MemoryState:
             ]
         except IndexError as error:
             raise StateError(f"rows {rows!r} are out of range of a state of {self.batch_size} texts") from error
-        return self._map(lambda t: t[chosen])
+        return self._map(lambda t: t[chosen]).trimmed()
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> MemoryState:
         return self.index(rows)
@@ -145,7 +147,7 @@ class MemoryState:
         first = states[0]
         if any(s.memory_config != first.memory_config for s in states):
             raise StateError("states with different memory settings cannot be one batch")
-        if len({id(s.fingerprint_source) for s in states}) > 1 and len({s.fingerprint for s in states}) > 1:
+        if not all(is_same_model(s.fingerprint_source, first.fingerprint_source) for s in states):
             raise StateModelMismatchError("states of different models cannot be one batch")
         width = max(s.pending.shape[1] for s in states)
         pending = [torch.nn.functional.pad(s.pending, (0, width - s.pending.shape[1])) for s in states]
@@ -178,7 +180,7 @@ class MemoryState:
         )
 
     def folded(self, tensors: dict[str, Tensor], rows: Tensor) -> MemoryState:
-        """With new memory, one segment further in the rows (`[B]`, boolean) that were folded."""
+        """With new memory, further by one segment (`rows` is `[B]`, boolean) or by several (`[B]`, counts)."""
         return replace(self, tensors=tensors, segments_folded=self.segments_folded + rows.long())
 
     def advanced(self, lengths: Int[Tensor, " B"]) -> MemoryState:
@@ -186,9 +188,14 @@ class MemoryState:
         return replace(self, tokens_read=self.tokens_read + lengths)
 
     def with_pending(self, pending: Int[Tensor, "B P"], lengths: Int[Tensor, " B"]) -> MemoryState:
-        """With other pending tokens; those past a row's length become zeros, so that equal states are equal bytes."""
-        inside = torch.arange(pending.shape[1], device=pending.device) < lengths[:, None]
-        return replace(self, pending=torch.where(inside, pending, 0), pending_lengths=lengths)
+        """With other pending tokens."""
+        return replace(self, pending=pending, pending_lengths=lengths).trimmed()
+
+    def trimmed(self) -> MemoryState:
+        """With zeros for what is past a row's pending tokens, and no wider than they are: equal states, equal bytes."""
+        width = int(self.pending_lengths.max()) if self.pending_lengths.numel() else 0
+        inside = torch.arange(width, device=self.device) < self.pending_lengths[:, None]
+        return replace(self, pending=torch.where(inside, self.pending[:, :width], 0))
 
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
         """Write the state as one safetensors file, whole or not at all.
@@ -202,16 +209,18 @@ class MemoryState:
         """
         from safetensors.torch import save
 
+        tensors = {f"memory.{name}": t for name, t in self.tensors.items()}
+        tensors |= {name: getattr(self, name) for name in _COUNTERS}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         header = {
             **(metadata or {}),
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "fingerprint": self.fingerprint,
             "memory_config": json.dumps(self.memory_config.to_dict(), sort_keys=True),
+            "sha256": _hash(tensors),
         }
-        tensors = {f"memory.{name}": t for name, t in self.tensors.items()}
-        tensors |= {name: getattr(self, name) for name in _COUNTERS}
-        data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata=header)
+        data = _in_order(save(tensors, metadata=header))
         with atomic_write(path) as temporary:
             temporary.write_bytes(data)
 
@@ -259,14 +268,11 @@ class MemoryState:
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
-    if not path.exists():
-        raise StateFileError(f"{path}: no such file; write a state with `rmt read TEXT --out {path.name}`")
-    if path.is_dir():
-        raise StateFileError(f"{path}: is a folder, not a state file; a state is one .safetensors file")
     try:
         with path.open("rb") as stream:
             head = stream.read(9)
-        if head[:2] in (b"PK", b"\x1f\x8b") or head[:1] == b"\x80" and head[1:2] in b"\x01\x02\x03\x04\x05":
+        # A safetensors file begins with the length of its header in eight bytes; any of them may look like a magic number.
+        if head[8:] != b"{" and head.startswith((b"PK", b"\x1f\x8b", b"\x80")):
             raise StateFileError(f"{path}: is a pickle or an archive, and is not opened; states are safetensors files")
         with safe_open(str(path), framework="pt") as opened:
             header: dict[str, Any] = opened.metadata() or {}
@@ -276,13 +282,37 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 )
             if header.get("format_version") != FORMAT_VERSION:
                 raise StateFileError(
-                    f"{path}: state format {header.get('format_version')!r}, this version reads {FORMAT_VERSION!r}; upgrade recurrent-memory"
+                    f"{path}: state format {header.get('format_version')!r}, this version reads {FORMAT_VERSION!r}; "
+                    "upgrade recurrent-memory"
                 )
-            return {name: opened.get_tensor(name) for name in opened.keys()}, header  # noqa: SIM118
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise StateFileError(f"{path}: no such file; write a state with `rmt read TEXT --out {path.name}`") from error
+    except IsADirectoryError as error:
+        raise StateFileError(f"{path}: is a folder, not a state file; a state is one .safetensors file") from error
     except SafetensorError as error:
         raise StateFileError(f"{path}: damaged or not a safetensors file ({error}); read the text again") from error
     except OSError as error:
         raise StateFileError(f"{path}: cannot be read ({error.strerror or error}); check the permissions") from error
+    if header.get("sha256") != _hash(tensors):
+        raise StateFileError(f"{path}: damaged, its bytes are not those that were written; read the text again")
+    return tensors, header
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its header sorted: the library writes it in random order, and equal states are equal files."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _check_consistent(state: MemoryState, path: str | Path) -> None:

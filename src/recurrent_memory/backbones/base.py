@@ -44,6 +44,11 @@ class Backbone(ABC):
         self.prefix_ids, self.separator_ids, self.suffix_ids = prefix_ids, separator_ids, suffix_ids
 
     @property
+    def loss_type(self) -> str:
+        """The loss, by transformers' name: `Trainer` asks it whether labels are shifted."""
+        return "ForCausalLM"
+
+    @property
     def config(self) -> PretrainedConfig:
         """The model's own configuration."""
         return self.model.config
@@ -134,6 +139,7 @@ def run_head(model: PreTrainedModel, hidden: Float[Tensor, "N D"]) -> Float[Tens
 
 def config_limit(config: PretrainedConfig) -> int | None:
     """Positions by the model's configuration, under whatever name it has them."""
+    config = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:

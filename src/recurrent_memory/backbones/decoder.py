@@ -30,6 +30,7 @@ class DecoderBackbone(Backbone):
 
 def sliding_window(config: PretrainedConfig) -> int | None:
     """The window of the layers that slide, or None where no layer does."""
+    config = config.get_text_config()
     size = getattr(config, "sliding_window", None)
     if not isinstance(size, int) or size <= 0:
         return None

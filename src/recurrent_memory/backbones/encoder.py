@@ -30,6 +30,11 @@ class EncoderBackbone(Backbone):
         super().__init__(model, prefix_ids=(cls_token_id,), separator_ids=(sep_token_id,), suffix_ids=(sep_token_id,))
 
     @property
+    def loss_type(self) -> str:
+        """See `Backbone.loss_type`."""
+        return "ForSequenceClassification" if self.classifies else "ForMaskedLM"
+
+    @property
     def classifies(self) -> bool:
         """Whether the head classifies whole texts, rather than tokens."""
         return not hasattr(self.model, "get_output_embeddings") or self.model.get_output_embeddings() is None
@@ -75,27 +80,21 @@ def _position_table(model: PreTrainedModel) -> nn.Embedding | None:
     return None
 
 
-def special_token_ids(config: Any, tokenizer: Any, cls_token_id: int | None, sep_token_id: int | None) -> tuple[int, int]:
+def encoder_special_ids(config: Any, tokenizer: Any, given: dict[str, int]) -> dict[str, int]:
     """[CLS] and [SEP]: as given, else the tokenizer's, else the configuration's.
 
     Raises:
-        BackboneError: if neither knows.
+        BackboneError: if none knows.
     """
-
-    def first(given: int | None, *names: str) -> int | None:
-        if given is not None:
-            return given
-        for source in (tokenizer, config):
-            for name in names:
-                if isinstance(value := getattr(source, name, None), int):
-                    return value
-        return None
-
-    cls = first(cls_token_id, "cls_token_id", "bos_token_id")
-    sep = first(sep_token_id, "sep_token_id", "eos_token_id")
-    if cls is None or sep is None:
+    found = dict(given)
+    for name, other in (("cls_token_id", "bos_token_id"), ("sep_token_id", "eos_token_id")):
+        values = [getattr(source, key, None) for source in (tokenizer, config) for key in (name, other)]
+        known = next((value for value in values if isinstance(value, int)), None)
+        if name not in found and known is not None:
+            found[name] = known
+    if len(found) < 2:
         raise BackboneError(
             "the [CLS] and [SEP] ids of this encoder are not known; give from_backbone its tokenizer, "
             "or cls_token_id=… and sep_token_id=…"
         )
-    return cls, sep
+    return found

@@ -18,11 +18,11 @@ from transformers.models.auto.modeling_auto import (
 from ..errors import BackboneError
 from .base import Backbone
 from .decoder import DecoderBackbone
-from .encoder import EncoderBackbone, special_token_ids
-from .seq2seq import Seq2SeqBackbone
+from .encoder import EncoderBackbone, encoder_special_ids
+from .seq2seq import Seq2SeqBackbone, seq2seq_special_ids
 
 HOW_TO_ADD = (
-    "a family is added with recurrent_memory.backbones.register_family: subclass Backbone (CONTRIBUTING.md, «A backbone family»)"
+    "a family is added with recurrent_memory.backbones.register_family: subclass Backbone (CONTRIBUTING.md, «To add a backbone family»)"
 )
 
 
@@ -35,12 +35,15 @@ class Family:
         matches: Whether a configuration belongs to it.
         auto_class: The transformers Auto class that loads it, by task; the first task is the default.
         build: Wraps a loaded model. Gets the model, and the special token ids that were recorded.
+        special_ids: The special token ids that its rows need, to be recorded. Gets the model's configuration, its
+            tokenizer or None, and the ids that the caller gave.
     """
 
     name: str
     matches: Callable[[PretrainedConfig], bool]
     auto_class: dict[str, str]
     build: Callable[[PreTrainedModel, dict[str, int]], Backbone]
+    special_ids: Callable[[PretrainedConfig, Any, dict[str, int]], dict[str, int]] | None = None
 
 
 def _is_seq2seq(config: PretrainedConfig) -> bool:
@@ -57,7 +60,9 @@ def _is_encoder(config: PretrainedConfig) -> bool:
 def _is_decoder(config: PretrainedConfig) -> bool:
     if getattr(config, "is_encoder_decoder", False) or config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return False
-    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    # Without attention heads it is a recurrent model, which has a memory of its own.
+    attends = hasattr(config.get_text_config(), "num_attention_heads")
+    return attends and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 _FAMILIES: list[Family] = [
@@ -66,12 +71,14 @@ _FAMILIES: list[Family] = [
         _is_seq2seq,
         {"seq2seq-lm": "AutoModelForSeq2SeqLM"},
         lambda model, ids: Seq2SeqBackbone(model, ids["eos_token_id"]),
+        seq2seq_special_ids,
     ),
     Family(
         "encoder",
         _is_encoder,
         {"masked-lm": "AutoModelForMaskedLM", "sequence-classification": "AutoModelForSequenceClassification"},
         lambda model, ids: EncoderBackbone(model, ids["cls_token_id"], ids["sep_token_id"]),
+        encoder_special_ids,
     ),
     Family("decoder", _is_decoder, {"causal-lm": "AutoModelForCausalLM"}, lambda model, _: DecoderBackbone(model)),
 ]
@@ -112,23 +119,6 @@ def family_named(name: str) -> Family:
     raise BackboneError(f"family {name!r} is not registered; import the package that adds it first, or: {HOW_TO_ADD}")
 
 
-def resolve_special_ids(
-    family: Family, config: PretrainedConfig, tokenizer: Any, cls_token_id: int | None, sep_token_id: int | None
-) -> dict[str, int]:
-    """The special token ids that a family's rows need."""
-    if family.name == "encoder":
-        cls, sep = special_token_ids(config, tokenizer, cls_token_id, sep_token_id)
-        return {"cls_token_id": cls, "sep_token_id": sep}
-    if family.name == "seq2seq":
-        eos = getattr(config, "eos_token_id", None)
-        if not isinstance(eos, int):
-            eos = getattr(tokenizer, "eos_token_id", None)
-        if not isinstance(eos, int):
-            raise BackboneError("this encoder–decoder has no eos_token_id; set config.eos_token_id before from_backbone")
-        return {"eos_token_id": eos}
-    return {}
-
-
 def check_attention(backbone: Backbone) -> None:
     """Look whether the model attends as its family says, on a row of four tokens.
 
@@ -153,6 +143,11 @@ def check_attention(backbone: Backbone) -> None:
         raise BackboneError(f"{type(model).__name__} does not run on input embeddings ({error}); {HOW_TO_ADD}") from error
     finally:
         model.train(was_training)
+    if before.shape[-1] != backbone.embedding_width:
+        raise BackboneError(
+            f"{type(model).__name__} takes embeddings of width {backbone.embedding_width} and gives hidden states of width "
+            f"{before.shape[-1]}, so what it writes cannot be read again; {HOW_TO_ADD}"
+        )
     if moved == backbone.separate_write_block:
         kind = "looks ahead" if moved else "is causal"
         raise BackboneError(f"{type(model).__name__} {kind}, which a {backbone.family} must not; {HOW_TO_ADD}")

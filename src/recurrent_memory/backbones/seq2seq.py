@@ -48,3 +48,16 @@ class Seq2SeqBackbone(Backbone):
         if hasattr(self.config, "relative_attention_num_buckets"):
             return None
         return config_limit(self.config)
+
+
+def seq2seq_special_ids(config: Any, tokenizer: Any, given: dict[str, int]) -> dict[str, int]:
+    """</s>, of the configuration, else the tokenizer's.
+
+    Raises:
+        BackboneError: if neither knows it.
+    """
+    del given
+    for source in (config, tokenizer):
+        if isinstance(eos := getattr(source, "eos_token_id", None), int):
+            return {"eos_token_id": eos}
+    raise BackboneError("this encoder–decoder has no eos_token_id; set config.eos_token_id before from_backbone")

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from ..backbones.encoder import EncoderBackbone, mask_of
+from ..backbones.seq2seq import Seq2SeqBackbone
 from ..errors import GenerationError, InputError
+from ..segments import Segment
 from ..state import MemoryState
 
 if TYPE_CHECKING:
@@ -46,11 +49,15 @@ class GenerationWithMemory:
         input_ids = kwargs.pop("input_ids", None)
         input_ids = inputs if input_ids is None else input_ids
         _refuse_unsupported(model, generation_config, kwargs)
-        if model.view.family == "seq2seq":
+        if isinstance(model.view, Seq2SeqBackbone):
             return _generate_seq2seq(model, input_ids, generation_config, memory_state, kwargs)
         if input_ids is None:
             input_ids, memory_state = _prompt_from_pending(memory_state)
-            return _super_generate(model, input_ids, generation_config, memory_state, kwargs)[:, 1:]
+            generated = _super_generate(model, input_ids, generation_config, memory_state, kwargs)
+            if isinstance(generated, Tensor):
+                return generated[:, 1:]
+            generated.sequences = generated.sequences[:, 1:]
+            return generated
         if input_ids.ndim == 2 and input_ids.shape[1] == 0:
             raise GenerationError("the prompt is empty; give at least one token, or leave it out to go on from what is pending")
         return _super_generate(model, input_ids, generation_config, memory_state, kwargs)
@@ -92,7 +99,7 @@ class GenerationWithMemory:
 
 
 def _refuse_unsupported(model: RecurrentMemoryModel, config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:
-    if model.view.family == "encoder":
+    if isinstance(model.view, EncoderBackbone):
         raise GenerationError("an encoder does not generate text; use forward, which gives its task's logits")
     settings = config or model.generation_config
     beams = kwargs.get("num_beams", getattr(settings, "num_beams", None)) or 1
@@ -136,9 +143,6 @@ def _super_generate(
 def _generate_seq2seq(
     model: RecurrentMemoryModel, input_ids: Tensor | None, config: GenerationConfig | None, state: MemoryState | None, kwargs: dict[str, Any]
 ) -> Any:
-    from ..backbones.encoder import mask_of
-    from ..segments import Segment
-
     mask = kwargs.pop("attention_mask", None)
     if input_ids is not None:
         state = model.read(input_ids, mask, state)
@@ -152,6 +156,6 @@ def _generate_seq2seq(
     return cast(Any, model.backbone).generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
         attention_mask=mask_of(encoded, rows.lengths),
-        generation_config=config,
+        generation_config=config or model.generation_config,
         **kwargs,
     )

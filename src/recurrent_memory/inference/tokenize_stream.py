@@ -369,18 +369,21 @@ class _Stream:
         return all(t.index_after(known, position) is not None for t in self.encoder.tokens(tails, left, anchor))
 
     def _token_start(self, tokens: _Tokens, cut: int, position: int) -> int:
-        """Index of the last token at `position` or before it that a window may begin with."""
+        """Index of a token, at `position` or a little before it, that a window may begin with."""
         begin = tokens.first_at(tokens.left)  # not in an anchor
-        fallback: int | None = None
-        for i in range(min(tokens.last_at(position), cut - 1), begin, -1):
-            if not tokens.is_boundary(i) or not _may_begin(self.buffer, tokens.start(i)):
-                continue
-            if tokens.is_word_start(i):
-                return i
-            fallback = i if fallback is None else fallback
-            if tokens.start(fallback) - tokens.start(i) > self.encoder.context:
+        last = min(tokens.last_at(position), cut - 1)
+        nearest = fit = begin
+        for i in range(last, begin, -1):
+            if tokens.start(i) < position - self.encoder.context:
                 break
-        return begin if fallback is None else fallback
+            if not tokens.is_boundary(i):
+                continue
+            nearest = max(nearest, i)
+            if _may_begin(self.buffer, tokens.start(i)):
+                fit = max(fit, i)
+                if tokens.is_word_start(i):
+                    return i
+        return fit if fit > begin else nearest
 
     def _advance(self, tokens: _Tokens, first: int, cut: int) -> None:
         """Take the tokens up to `cut` as known, and forget the text that no window will need again."""

@@ -1,0 +1,82 @@
+"""The text that facts are hidden in while training: any folder, file, or dataset of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+
+TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py", ".pyi", ".tex", ".lean", ".html", ".c", ".h", ".cpp", ".java", ".js", ".jsonl", ".csv"})
+MIN_DOCUMENT_CHARS = 200
+
+
+def load_noise(sources: Sequence[str], max_chars: int, seed: int) -> list[list[str]]:
+    """Documents of each source, at most `max_chars` in all, shared evenly and drawn at random.
+
+    Args:
+        sources: Folders, files, or ids of datasets with a `text` column.
+        max_chars: The budget over all sources.
+        seed: Draws which files are taken when there are more than fit.
+
+    Returns:
+        One list of documents a source.
+
+    Raises:
+        InputError: if a source is neither a path nor a dataset that can be loaded, or has no text.
+    """
+    if not sources:
+        raise InputError("noise is empty: give the recipe texts to hide facts in, such as noise=path/to/texts (a folder or a hub id)")
+    share = max_chars // len(sources)
+    return [_load(source, share, seed + index) for index, source in enumerate(sources)]
+
+
+def _load(source: str, max_chars: int, seed: int) -> list[str]:
+    path = Path(source).expanduser()
+    documents = _from_path(path, max_chars, seed) if path.exists() else _from_hub(source, max_chars)
+    if not documents:
+        raise InputError(f"noise {source}: no text of at least {MIN_DOCUMENT_CHARS} characters is there; give another folder or dataset")
+    return documents
+
+
+def _from_path(path: Path, max_chars: int, seed: int) -> list[str]:
+    if path.is_file():
+        files = [path]
+    else:
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and "test" not in p.as_posix().split("/")[-2] and p.is_file())
+    random.Random(seed).shuffle(files)
+    documents: list[str] = []
+    total = 0
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+        if len(text) < MIN_DOCUMENT_CHARS:
+            continue
+        documents.append(text[: max_chars - total])
+        total += len(documents[-1])
+        if total >= max_chars:
+            break
+    return documents
+
+
+def _from_hub(name: str, max_chars: int) -> list[str]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise InputError(f"noise {name}: no such path; to load it from the hub, `pip install datasets`") from error
+    try:
+        rows = load_dataset(name, split="train", streaming=True)
+        documents: list[str] = []
+        total = 0
+        for row in rows:
+            if len(row["text"]) >= MIN_DOCUMENT_CHARS:
+                documents.append(row["text"][: max_chars - total])
+                total += len(documents[-1])
+            if total >= max_chars:
+                break
+        return documents
+    except Exception as error:
+        raise InputError(f"noise {name}: no such path, and not loadable from the hub ({str(error).splitlines()[0]})") from error
