@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +27,7 @@ def inject(model: RecurrentMemoryModel, peft_config: Any, name: str) -> None:
     if name in model.config.peft:
         raise ConfigError(f"an adapter named {name!r} is already there; choose another name")
     try:
-        inject_adapter_in_model(peft_config, model.backbone, adapter_name=name)
+        _put_in(peft_config, model.backbone, name)
     except ValueError as error:
         raise ConfigError(f"the adapter {name!r} ({type(peft_config).__name__}) cannot be put in: {error}") from error
     set_adapter(model.backbone, name)
@@ -42,13 +43,19 @@ def inject_configs(backbone: PreTrainedModel, configs: dict[str, dict[str, Any]]
     """
     for name, values in configs.items():
         try:
-            inject_adapter_in_model(get_peft_config(dict(values)), backbone, adapter_name=name)
+            _put_in(get_peft_config(dict(values)), backbone, name)
         except ValueError as error:
             raise ConfigError(
                 f"the adapter {name!r} ({values.get('peft_type')}) cannot be kept inside a model: {error} Merge it into the "
                 "backbone first, or use another kind"
             ) from error
     set_adapter(backbone, active, inference_mode=all(values.get("inference_mode") for values in configs.values()))
+
+
+def _put_in(peft_config: Any, backbone: PreTrainedModel, name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # several are meant
+        inject_adapter_in_model(peft_config, backbone, adapter_name=name)
 
 
 def active_adapters(backbone: PreTrainedModel) -> list[str]:

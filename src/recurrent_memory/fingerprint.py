@@ -41,7 +41,7 @@ class Moment:
 
     def __init__(self, model: RecurrentMemoryModel, known: str | None = None) -> None:
         self.model, self.value = model, known
-        self.mark = _mark(model)
+        self.mark: int | None = _mark(model)
 
     def __call__(self) -> str:
         if self.value is None:
@@ -78,6 +78,14 @@ class Fingerprint:
         if not self._moment.is_now():
             self._moment = Moment(self._moment.model)
         return self._moment
+
+    def going_on(self, source: Source) -> Source:
+        """What names the state that goes on from one that `source` names: nothing, if the weights have changed since."""
+        if not isinstance(source, Moment) or source.model is not self._moment.model or source.is_now():
+            return source
+        mixed = Moment(source.model)
+        mixed.mark = None
+        return mixed
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -105,7 +106,8 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
         made = cls(config, backbone=model)
         check_attention(made.view)
         made.memory.reset_parameters(made.view)
-        made.generation_config = copy.deepcopy(model.generation_config) if model.can_generate() else None
+        if model.can_generate():
+            made.generation_config = copy.deepcopy(model.generation_config)
         made.train(model.training)
         return made
 
@@ -248,6 +250,10 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
                 "use the model that wrote it, or read the text again"
             )
 
+    def _going_on(self, state: MemoryState) -> MemoryState:
+        self.check_state(state)
+        return replace(state, fingerprint_source=self._fingerprint.going_on(state.fingerprint_source))
+
     def step(
         self, segment: Segment | Int[Tensor, "B T"], state: MemoryState, *, return_logits: bool = False
     ) -> tuple[StepOutput, MemoryState]:
@@ -274,7 +280,7 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
                 f"the segment has {segment.input_ids.shape[1]} tokens, more than segment_length={self.memory_config.segment_length}; "
                 "use read or forward, which cut the text"
             )
-        hidden, folded = self.fold_segment(segment, state)
+        hidden, folded = self.fold_segment(segment, self._going_on(state))
         folded = folded.advanced(segment.lengths)
         logits = self._head_at_all(hidden) if return_logits else None
         return StepOutput(last_hidden_state=hidden, logits=logits), folded
@@ -306,6 +312,7 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
         """Fold what is pending, a partial segment too. Rows with nothing pending stay as they are."""
         if not bool(state.pending_lengths.any()):
             return state
+        state = self._going_on(state)
         segment = Segment(state.pending[:, : int(state.pending_lengths.max())], state.pending_lengths)
         return self.fold_segment(segment, state)[1].with_pending(state.pending[:, :0], torch.zeros_like(state.pending_lengths))
 
@@ -320,7 +327,7 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
             keep = keep & ~torch.isin(input_ids, torch.tensor(view.special_ids(), device=input_ids.device))
         if state is None:
             state = self.initial_state(input_ids.shape[0])
-        self.check_state(state)
+        state = self._going_on(state)
         if state.batch_size != input_ids.shape[0]:
             raise InputError(f"input_ids has {input_ids.shape[0]} rows, memory_state {state.batch_size}; they must be equal")
         new = align(input_ids, keep)

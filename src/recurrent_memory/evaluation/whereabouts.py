@@ -135,11 +135,11 @@ def _ask(
             "person": person,
             "place": samples[i].answers[person],
             "fact_token": samples[i].positions[person],
-            "answer": kept.answer,
+            "answer": kept.text,
             "probability": round(kept.probability, 6),
-            "right": is_right(kept.answer, samples[i].answers[person]),
-            "reset_answer": reset.answer,
-            "reset_right": is_right(reset.answer, samples[i].answers[person]),
+            "right": is_right(kept.text, samples[i].answers[person]),
+            "reset_answer": reset.text,
+            "reset_right": is_right(reset.text, samples[i].answers[person]),
         }
         for (i, at, person), kept, reset in zip(pairs, *answers, strict=True)
     ]

@@ -10,8 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..backbones.encoder import EncoderBackbone
+from ..backbones.seq2seq import Seq2SeqBackbone
 from ..errors import ConfigError, GenerationError, InputError
 from ..state import MemoryState
+from .detokenize import eos_ids
 from .reader import evaluating
 
 if TYPE_CHECKING:
@@ -69,7 +72,7 @@ def ask(
         >>> ask(model, tokenizer, state, ["Where is Mary?"])[0].text
         'garden'
     """
-    if model.view.family != "decoder":
+    if isinstance(model.view, EncoderBackbone | Seq2SeqBackbone):
         raise GenerationError(
             f"a model of the family {model.view.family!r} is not asked in words; use forward for its task, or a decoder"
         )
@@ -84,7 +87,7 @@ def ask(
         return []
     with evaluating(model):
         folded = fold(model, state).index(rows)
-        decoded = _decode(model, folded, [ids[text] for text in texts], _Endings.of(model, tokenizer), max_new_tokens)
+        decoded = _decode(model, folded, [ids[text] for text in texts], _Endings(tokenizer, eos_ids(model, tokenizer)), max_new_tokens)
     return [
         Answer(questions[text], _text_of(tokenizer, tokens), probability, tuple(tokens))
         for text, (tokens, probability) in zip(texts, decoded, strict=True)
@@ -137,13 +140,6 @@ class _Endings:
 
     tokenizer: Any
     eos: frozenset[int]
-
-    @classmethod
-    def of(cls, model: RecurrentMemoryModel, tokenizer: Any) -> _Endings:
-        found: set[int] = set()
-        for value in (tokenizer.eos_token_id, model.config.eos_token_id, model.generation_config.eos_token_id):
-            found |= set(value) if isinstance(value, list | tuple) else {value}
-        return cls(tokenizer, frozenset(found - {None}))
 
     def ends(self, token: int) -> tuple[bool, bool]:
         """Whether the answer ends with this token, and whether the token belongs to it."""

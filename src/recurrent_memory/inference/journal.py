@@ -144,7 +144,7 @@ class Journal:
         if not self.out.exists() or self._partial_goes_on():
             return None
         texts = texts_of(MemoryState.read_metadata(self.out))
-        if not texts or texts[-1].sources != self.record.sources:
+        if not texts or not _are_same(texts[-1].sources, self.record.sources):
             return None
         if self.append_to is None and texts[-1].appended_to is not None:
             return None
@@ -262,6 +262,16 @@ class Journal:
         advised = OutputError(f"{error} What was read before is in '{self.partial}': go on with --resume (resume=True).")
         advised.errno = error.errno
         return advised
+
+
+def _are_same(old: Any, new: Any) -> bool:
+    if old is None or new is None:
+        return old is new
+    try:
+        check_identity(old, new)
+    except SourceChangedError:
+        return False
+    return True
 
 
 def _reading_of(partial: Path) -> tuple[TextRecord, Conditions]:

@@ -21,8 +21,8 @@ from .journal import Conditions, Interrupted, Journal
 from .lanes import Lanes
 from .peak_memory import peak_rss_mb
 from .progress import Progress, make_progress
-from .text_source import TextSource
 from .token_feed import TokenFeed
+from .token_source import TokenSource
 from .tokenize_stream import TokenStreamer
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class MemoryReader:
             KeyboardInterrupt: after Ctrl-C, when the reading has been saved; its text says how to go on.
         """
         started = time.perf_counter()
-        text = TextSource(source, self._streamer, encoding, self.model.view)
+        text = TokenSource(source, self._streamer, encoding, self.model.view)
         journal = self._journal(text, out, append_to, metadata)
         if journal is not None:
             if resume and (done := journal.finished()) is not None:
@@ -198,7 +198,7 @@ class MemoryReader:
         return state
 
     def _journal(
-        self, text: TextSource, out: str | Path | None, append_to: Any, metadata: Mapping[str, str] | None
+        self, text: TokenSource, out: str | Path | None, append_to: Any, metadata: Mapping[str, str] | None
     ) -> Journal | None:
         if out is None:
             return None
@@ -235,7 +235,7 @@ class MemoryReader:
         return _Point(interrupted.state, record.tokens, digest)
 
     def _read_on(
-        self, feed: TokenFeed, point: _Point, text: TextSource, journal: Journal | None, conditions: Conditions, bar: Progress
+        self, feed: TokenFeed, point: _Point, text: TokenSource, journal: Journal | None, conditions: Conditions, bar: Progress
     ) -> _Point:
         saved_at = time.monotonic()
         try:
@@ -312,7 +312,7 @@ class MemoryReader:
     def _read_lanes(self, texts: Iterable[Any], lanes: int, encoding: str) -> Iterator[tuple[int, MemoryState]]:
         view = self.model.view
         feeds = (
-            (number, TextSource(source, self._streamer, encoding, view).feed(in_background=False))
+            (number, TokenSource(source, self._streamer, encoding, view).feed(in_background=False))
             for number, source in enumerate(texts)
         )
         with evaluating(self.model):

@@ -77,12 +77,17 @@ def id_blocks(items: Iterable[Any]) -> Iterator[Int[Tensor, " T"]]:
     items = iter(items)
     for first in items:
         if isinstance(first, Integral) and not isinstance(first, bool):
-            yield _as_ids([first, *islice(items, IDS_AT_A_TIME - 1)])
+            yield as_ids([first, *islice(items, IDS_AT_A_TIME - 1)])
         else:
-            yield _as_ids(first)
+            yield as_ids(first)
 
 
-def _as_ids(chunk: Any) -> Int[Tensor, " T"]:
+def as_ids(chunk: Any) -> Int[Tensor, " T"]:
+    """A chunk of token ids: a list, an array or a tensor, of one axis (or of one row).
+
+    Raises:
+        InputError: if it is something else.
+    """
     if isinstance(chunk, str | bytes):
         raise InputError(f"the text {chunk[:20]!r} among token ids; give text only, or token ids only")
     try:
@@ -91,7 +96,7 @@ def _as_ids(chunk: Any) -> Int[Tensor, " T"]:
         raise InputError(f"cannot read token ids from a {type(chunk).__name__} ({error}); give ints or chunks of ints") from error
     if not ids.numel():
         return torch.zeros(0, dtype=torch.long)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.ndim > 1:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.numel() > max(ids.shape, default=1):
         raise InputError(
             f"cannot read token ids from {ids.dtype} of the shape {list(ids.shape)}; give whole numbers, one text at a time"
         )

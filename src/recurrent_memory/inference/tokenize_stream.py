@@ -27,7 +27,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
 from recurrent_memory.errors import InputError
@@ -142,7 +142,9 @@ class _Tokens:
         if offset < 0 or (index > 0 and self.end(index - 1) > position):
             return None
         same = all(
-            self.ids[offset + k] == token.id and self.start(offset + k) == token.start and self.end(offset + k) == token.end
+            self.ids[offset + k] == token.id
+            and self.start(offset + k) == token.start
+            and self.end(offset + k) == token.end
             for k, token in enumerate(known)
         )
         return index if same else None
@@ -421,7 +423,9 @@ class _Stream:
         if end - start <= 4 * keep:
             return False
         shorter = self.buffer[: start + keep] + self.buffer[end - keep :]
-        if any(self.encoder.ids(self.buffer + more) != self.encoder.ids(shorter + more) for more in ("", "a", " a", ".")):
+        if any(
+            self.encoder.ids(self.buffer + more) != self.encoder.ids(shorter + more) for more in ("", "a", " a", ".")
+        ):
             return False
         self.position += len(self.buffer) - len(shorter)
         self.buffer = shorter
@@ -438,7 +442,7 @@ def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """A tokenizer that shares the vocabulary of this one, but not its truncation, padding and trimmed offsets."""
     from tokenizers import Tokenizer
 
-    original: Tokenizer = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    original: Any = tokenizer.backend_tokenizer
     plain = Tokenizer(original.model)
     if original.normalizer is not None:
         plain.normalizer = original.normalizer

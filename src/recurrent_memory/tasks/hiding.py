@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 _BREAK = re.compile(r"(?<=\S)\s")
@@ -52,3 +52,35 @@ def hide(text: str, sentences: Sequence[str], positions: Sequence[int], rng: ran
         last = places[index]
     pieces.append(text[last:])
     return Hidden("".join(pieces), spans)
+
+
+def hide_stream(chunks: Iterable[str], inserts: Sequence[tuple[int, str]]) -> Iterator[str]:
+    """Put sentences into a text that is never whole in memory.
+
+    Args:
+        chunks: The text, in pieces.
+        inserts: `(position, sentence)`, in order of positions, counted in characters of the text; each sentence goes to
+            the first word end from there on. What is left when the text ends is put at its end.
+    """
+    waiting = list(inserts)
+    offset, before = 0, ""
+    for chunk in chunks:
+        last = 0
+        while waiting and waiting[0][0] < offset + len(chunk):
+            found = _word_end_from(before, chunk, max(last, waiting[0][0] - offset))
+            if found is None:
+                break
+            yield chunk[last:found] + f" {waiting.pop(0)[1]}"
+            last = found
+        yield chunk[last:]
+        offset += len(chunk)
+        before = chunk[-1:] or before
+    for _, sentence in waiting:
+        yield f" {sentence}"
+
+
+def _word_end_from(before: str, chunk: str, start: int) -> int | None:
+    if start == 0 and chunk[:1].isspace() and before and not before.isspace():
+        return 0
+    match = _BREAK.search(chunk, start)
+    return match.start() if match else None

@@ -1,0 +1,1 @@
+"""Speed and memory, each beside its peer in one run."""

@@ -1,0 +1,154 @@
+"""Accuracy of who-is-where against length, for a model: the tables and the plot in `results/`.
+
+    python -m benchmarks.whereabouts --out results/FOLDER [--model FOLDER] [--jobs anywhere,first,four,distractors]
+
+Every job's rows are kept in `<out>/rows/`; a job that is there is not run again, so an interrupted run goes on. The text
+is the demo's: Python's language reference and library sources; its hash and the seeds are recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+
+from recurrent_memory.evaluation.composite import NoiseText
+from recurrent_memory.evaluation.intervals import wilson
+from recurrent_memory.evaluation.whereabouts import Job, run_job
+from recurrent_memory.models import load_model
+from recurrent_memory.tasks.library_text import take_text, text_hash
+
+SEED = 20261121
+SAMPLES = {128: 200, 1_024: 200, 4_096: 200, 8_192: 200, 16_384: 200, 65_536: 200, 262_144: 100, 524_288: 50, 1_000_000: 200, 2_048_000: 50}
+FIRST = [(128, 200), (1_024, 200), (4_096, 200), (8_192, 200), (16_384, 200), (65_536, 200), (262_144, 100), (524_288, 50), (1_000_000, 50)]
+
+
+def jobs(kinds: list[str]) -> list[Job]:
+    """What is run, in order of cost."""
+    every: dict[str, list[Job]] = {
+        "anywhere": [Job("anywhere", length, samples, SEED) for length, samples in SAMPLES.items()],
+        "first": [
+            Job("first", 65_536, 200, SEED, tuple((at, n) for at, n in FIRST if at < 65_536)),
+            Job("first", 262_144, 100, SEED),
+            Job("first", 2_048_000, 50, SEED, ((524_288, 50), (1_000_000, 50))),
+        ],
+        "four": [Job("four", 65_536, 50, SEED), Job("four", 1_000_000, 50, SEED)],
+        "distractors": [Job("distractors", 65_536, 200, SEED), Job("distractors", 1_000_000, 50, SEED)],
+    }
+    return sorted((job for kind in kinds for job in every[kind]), key=lambda job: job.length * job.samples)
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line a mode and length: accuracy and its 95 % Wilson interval, with memory and with it reset."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["mode"], row["length"]].append(row)
+    lines: list[dict[str, Any]] = []
+    for (mode, length), group in sorted(groups.items()):
+        line: dict[str, Any] = {"mode": mode, "tokens": length, "segments": -(-length // 128), "questions": len(group)}
+        for name in ("right", "reset_right"):
+            hits = sum(row[name] for row in group)
+            low, high = wilson(hits, len(group))
+            prefix = "" if name == "right" else "reset_"
+            line |= {f"{prefix}accuracy": hits / len(group), f"{prefix}low": round(low, 4), f"{prefix}high": round(high, 4)}
+        lines.append(line)
+    return lines
+
+
+def plot(lines: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against length, logarithmic, intervals shaded."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    titles = {"anywhere": "one fact anywhere", "first": "one fact first", "four": "four people, two move again", "distractors": "one fact, look-alikes around"}
+    for index, (mode, title) in enumerate(titles.items()):
+        chosen = [line for line in lines if line["mode"] == mode]
+        if not chosen:
+            continue
+        x = [line["tokens"] for line in chosen]
+        axes.plot(x, [line["accuracy"] for line in chosen], marker="o", label=title, color=f"C{index}")
+        axes.fill_between(x, [line["low"] for line in chosen], [line["high"] for line in chosen], alpha=0.15, color=f"C{index}")
+    reset = [line for line in lines if line["mode"] == "anywhere"]
+    axes.plot([r["tokens"] for r in reset], [r["reset_accuracy"] for r in reset], "k--", marker=".", label="memory reset at every segment")
+    axes.axhline(1 / 6, color="grey", linewidth=0.8, linestyle=":", label="chance (1/6)")
+    axes.set(xscale="log", xlabel="tokens read", ylabel="accuracy", ylim=(0, 1.03))
+    axes.legend(fontsize=8, loc="center left")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run what is missing, then write the tables and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", help="a model folder; by default the shipped model")
+    parser.add_argument("--jobs", default="anywhere,first,four,distractors")
+    parser.add_argument("--max-tokens", type=int, default=10_000_000, help="leave out longer jobs")
+    parser.add_argument("--only", help="run one job, by name")
+    parser.add_argument("--threads", type=int)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    model, tokenizer = load_model(arguments.model, "cpu", "float32")
+    folder: Path = arguments.out / "rows"
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [job for job in jobs(arguments.jobs.split(",")) if job.length <= arguments.max_tokens]
+    if arguments.only:
+        wanted = [job for job in wanted if job.name == arguments.only]
+    missing = [job for job in wanted if not (folder / f"{job.name}.jsonl").exists()]
+    longest = max((job.length for job in missing), default=0)
+    text = take_text(int(longest * 4.2) + 10_000)
+    noise = NoiseText(text, tokenizer)
+    for job in missing:
+        started = time.perf_counter()
+        columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task(job.name, total=job.length * job.samples * (1.0 if job.mode == "first" else 0.55))
+            read = 0
+
+            def tick(tokens: int) -> None:
+                nonlocal read
+                read += tokens
+                progress.advance(task, tokens)
+
+            rows = run_job(job, model, tokenizer, noise, tick)
+        seconds = time.perf_counter() - started
+        used = text[: int(noise.starts[min(job.length, len(noise.starts) - 1)])]
+        record = {
+            "job": job.name, "seed": job.seed, "fingerprint": model.fingerprint, "seconds": round(seconds, 1),
+            "tokens_read": read, "tokens_per_s": round(read / seconds), "text_sha256": text_hash(used), "text_chars": len(used),
+            "text_bytes_per_token": round(len(used.encode()) / job.length, 3), "command": " ".join(["python", "-m", "benchmarks.whereabouts", *sys.argv[1:]]),
+            "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),
+            "python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        temporary = folder / f"{job.name}.jsonl.tmp"
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in [record, *rows]), encoding="utf-8")
+        temporary.rename(folder / f"{job.name}.jsonl")
+        right = sum(row["right"] for row in rows if row["length"] == job.length)
+        print(f"{job.name}: {right} of {sum(r['length'] == job.length for r in rows)} right, {seconds:.0f} s, {read / seconds:,.0f} tokens/s", flush=True)
+    rows = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()[1:]]
+    lines = summarise(rows)
+    with (arguments.out / "accuracy.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    (arguments.out / "accuracy.json").write_text(json.dumps(lines, indent=1), encoding="utf-8")
+    plot(lines, arguments.out / "accuracy.png")
+
+
+if __name__ == "__main__":
+    main()
