@@ -315,6 +315,16 @@ def _hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata sorted, so that equal states are equal files: the library shuffles them."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
 def _check_consistent(state: MemoryState, path: str | Path) -> None:
     batch = state.tokens_read.shape
     wrong = [name for name in ("segments_folded", "pending_lengths") if getattr(state, name).shape != batch]

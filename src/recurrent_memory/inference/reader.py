@@ -80,7 +80,8 @@ class MemoryReader:
 
     A *source* is a file, a folder, a `.gz` file or `-` (standard input), by its name; a list of those; an iterable of
     pieces of text; or token ids: an iterable of ints or of chunks of ints. Text is tokenized on the way, exactly as if
-    it were tokenized at once, in a thread of its own. RAM does not grow with the text.
+    it were tokenized at once. That, and drawing on an iterator, is done by a thread of its own, a little ahead of the
+    model; RAM does not grow with the text.
 
     Args:
         model: The model; it is put into evaluation mode while it reads.
@@ -143,6 +144,7 @@ class MemoryReader:
         force: bool = False,
         encoding: str = "utf-8",
         metadata: Mapping[str, str] | None = None,
+        expected_tokens: int | None = None,
     ) -> MemoryState:
         """Read one text.
 
@@ -156,6 +158,7 @@ class MemoryReader:
             force: Overwrite `out`, and give up an interrupted reading of it.
             encoding: Of the text files.
             metadata: Further strings to keep in the state file.
+            expected_tokens: How long the text is, if that is known, for the time left.
 
         Returns:
             The state (of one row) after the text.
@@ -168,7 +171,7 @@ class MemoryReader:
             KeyboardInterrupt: after Ctrl-C, when the reading has been saved; its text says how to go on.
         """
         started = time.perf_counter()
-        text = TokenSource(source, self._streamer, encoding, self.model.view)
+        text = TokenSource(source, self._streamer, encoding, self.model.view, expected_tokens)
         journal = self._journal(text, out, append_to, metadata)
         if journal is not None:
             if resume and (done := journal.finished()) is not None:
@@ -186,7 +189,7 @@ class MemoryReader:
             if interrupted is not None:
                 conditions = replace(conditions, tokens_per_block=interrupted.conditions.tokens_per_block)
                 point = self._skip(feed, base, interrupted)
-                bar.update(point.tokens, text.fraction)
+                bar.update(point.tokens, text.fraction(point.tokens))
             resumed_at = point.tokens
             point = self._read_on(feed, point, text, journal, conditions, bar)
         if not point.tokens:
@@ -241,7 +244,7 @@ class MemoryReader:
         try:
             while (block := feed.take(conditions.tokens_per_block)).numel():
                 point = point.after(self._read_block(block, point.state, point.tokens), block)
-                bar.update(point.tokens, text.fraction)
+                bar.update(point.tokens, text.fraction(point.tokens))
                 if journal is not None and time.monotonic() - saved_at >= self.save_every_s:
                     journal.save_partial(point.state, point.tokens, point.digest.hexdigest(), conditions)
                     saved_at = time.monotonic()

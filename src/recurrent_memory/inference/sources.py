@@ -1,6 +1,6 @@
 """Where text comes from: files, gzip files, folders, standard input, iterators. Always in chunks, never by lines.
 
-The text is what the bytes decode to, with nothing translated: `\\r\\n` stays `\\r\\n`; only a byte order mark is dropped.
+The text is what the bytes decode to, with no line end translated; only a byte order mark is dropped.
 Memory does not depend on the length of a file or of a line.
 """
 
@@ -15,11 +15,11 @@ import re
 import stat
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from recurrent_memory.errors import InputError, SourceChangedError
 
@@ -216,7 +216,7 @@ def _concatenate(sources: list[_Source], encoding: str, chunk_chars: int) -> Ite
 
 
 @contextmanager
-def _open(source: _Source) -> Iterator[IO[bytes]]:
+def _open(source: _Source) -> Generator[IO[bytes]]:
     """The bytes of the text: unzipped; standard input is not closed."""
     if source.path is None:
         if sys.stdin is None:
@@ -224,9 +224,9 @@ def _open(source: _Source) -> Iterator[IO[bytes]]:
         yield sys.stdin.buffer
         return
     with _named_errors(source):
-        file = gzip.open(source.path, "rb") if source.path.suffix == ".gz" else source.path.open("rb")
+        file = source.path.open("rb")
     with file:
-        yield file
+        yield cast(IO[bytes], gzip.GzipFile(fileobj=file)) if source.path.suffix == ".gz" else file
 
 
 def _decode(source: _Source, stream: IO[bytes], encoding: str, chunk_bytes: int) -> Iterator[str]:
@@ -284,7 +284,7 @@ def _codec_name(encoding: str) -> str:
 
 
 @contextmanager
-def _named_errors(source: _Source) -> Iterator[None]:
+def _named_errors(source: _Source) -> Generator[None]:
     """Turn what the operating system and gzip say into an error that names the file and what to do."""
     try:
         yield

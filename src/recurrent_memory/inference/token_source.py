@@ -25,21 +25,24 @@ class TokenSource:
         streamer: Tokenizes; None where there is no tokenizer.
         encoding: Of files.
         backbone: What the tokens are for: some take special tokens out.
+        expected_tokens: How many there are, if that is known.
 
     Raises:
         InputError: at once, if it is missing, empty, binary, wrongly encoded, or of a type that cannot be read.
     """
 
-    def __init__(self, source: Any, streamer: TokenStreamer | None, encoding: str, backbone: Backbone) -> None:
+    def __init__(self, source: Any, streamer: TokenStreamer | None, encoding: str, backbone: Backbone, expected_tokens: int | None = None) -> None:
         self.name = "the text"
         self._encoding = encoding
         self._removed_ids = backbone.special_ids() if backbone.strips_special_tokens else ()
         self._paths: list[str | os.PathLike[str]] = []
         self._chunks: Iterator[str] | None = None
         self._ids: Iterator[Tensor] | None = None
+        self._is_made_on_the_way = True
         self._streamer = streamer
         self._bytes_read = 0
         self._bytes_total: int | None = None
+        self._tokens_total = expected_tokens
         self._open(source)
         if self._chunks is not None and streamer is None:
             raise InputError("text needs a tokenizer: MemoryReader(model, tokenizer); without one, give token ids")
@@ -57,13 +60,13 @@ class TokenSource:
         elif isinstance(source, io.TextIOBase):
             self._chunks = iter_text(source)  # pyright: ignore[reportArgumentType]
         elif hasattr(source, "shape"):
-            self._ids = iter([as_ids(source)])
+            self._ids, self._is_made_on_the_way = iter([as_ids(source)]), False
         elif isinstance(source, Iterable):
             first, items = peeked(source)
             if isinstance(first, str):
                 self._chunks = iter_text(items)
             else:
-                self._ids = id_blocks(items)
+                self._ids, self._is_made_on_the_way = id_blocks(items), not isinstance(source, list | tuple)
         else:
             raise InputError(f"cannot read a {type(source).__name__}; give the name of a file, an iterator of str, or token ids")
 
@@ -86,20 +89,21 @@ class TokenSource:
             self._bytes_total = sum(file["size"] for file in found["files"])
         return found
 
-    @property
-    def fraction(self) -> float | None:
-        """How much of the files has been tokenized, if their size is known."""
+    def fraction(self, tokens: int) -> float | None:
+        """How much of the text `tokens` are, if its length, or the size of its files, is known."""
+        if self._tokens_total:
+            return min(1.0, tokens / self._tokens_total)
         return min(1.0, self._bytes_read / self._bytes_total) if self._bytes_total else None
 
     def feed(self, *, in_background: bool = True) -> TokenFeed:
-        """The tokens. Text is tokenized by a thread of its own, if that is wanted. To be called once."""
+        """The tokens. An iterator is drawn on, and text tokenized, by another thread, if wanted. To be called once."""
         if self._chunks is not None and self._streamer is not None:
             blocks: Iterator[Int[Tensor, " T"]] = map(as_ids, self._streamer.stream(self._counted(self._chunks)))
         else:
             blocks = self._ids or iter(())
         if self._removed_ids:
             blocks = without(blocks, self._removed_ids)
-        if self._chunks is not None and in_background:
+        if self._is_made_on_the_way and in_background:
             blocks = prefetched(blocks)
         return TokenFeed(blocks)
 

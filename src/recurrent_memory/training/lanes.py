@@ -53,6 +53,7 @@ class Lane:
     known: dict[str, str] = field(default_factory=dict[str, str])
     age: dict[str, int] = field(default_factory=dict[str, int])
     said: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    quiet: bool = True
     _rng: random.Random = field(init=False)
     _buffer: list[int] = field(default_factory=list[int])
     _events: list[_Event] = field(default_factory=list[_Event])
@@ -67,7 +68,8 @@ class Lane:
         """The next segment: full most of the time, cut short or cut inside a fact at times.
 
         Afterwards `known` holds who is where by all that was taken so far, `age` how many segments ago that was said,
-        and `said` the facts that ended in this segment: the position of the place's token, and the person.
+        and `said` the facts that ended in this segment: the position of the token before the last (the place, which may lie
+        a segment back: then it is left out), and the person; `quiet` says that there was no part of a fact in it.
         """
         while len(self._buffer) <= self.segment_length:
             self._extend()
@@ -76,12 +78,14 @@ class Lane:
         for person in self.age:
             self.age[person] += 1
         self.said = []
+        self.quiet = all(event.start >= length for event in self._events)
         later: list[_Event] = []
         for event in self._events:
             if event.end < length:
                 self.known[event.person] = event.place
                 self.age[event.person] = 0
-                self.said.append((event.end - 1, event.person))
+                if event.end > 0:
+                    self.said.append((event.end - 1, event.person))
             else:
                 later.append(_Event(event.start - length, event.end - length, event.person, event.place))
         self._events = later

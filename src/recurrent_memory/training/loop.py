@@ -51,6 +51,7 @@ class Progress:
     accuracy_old: float = 0.0
     probe_accuracy: float = 0.0
     unknown_confidence: float = 0.0
+    moved: float = 0.0
 
 
 class Trainer:
@@ -152,7 +153,7 @@ class Trainer:
         return Lane(self.encode, self.noise, rng.getrandbits(48), facts, rng.choice(stage.distractors), stage.segment_length)
 
     def _step(self, stage: Stage, lanes: list[Lane], state: MemoryState, rng: random.Random, counted: int) -> MemoryState:
-        total, weight = torch.zeros(()), 0.0
+        total, weight, kept = torch.zeros(()), 0.0, torch.zeros(())
         right: list[float] = []
         old: list[float] = []
         text_start = self.model.memory_config.num_memory_tokens
@@ -161,7 +162,15 @@ class Trainer:
             lengths = torch.tensor([len(ids) for ids in taken])
             width = int(lengths.max())
             segment = Segment(torch.tensor([ids + [0] * (width - len(ids)) for ids in taken]), lengths)
+            before = state.memory.detach()
+            if stage.jitter:
+                state = state.folded({"memory": state.memory + stage.jitter * torch.randn_like(before)}, torch.zeros(len(lanes), dtype=torch.bool))
             state = self.model.step(segment, state)[1]
+            quiet = torch.tensor([lane.quiet and bool(lane.known) for lane in lanes])
+            if stage.keep and bool(quiet.any()):
+                moved = (state.memory[quiet] - before[quiet]).pow(2).mean()
+                kept = kept + stage.keep * moved / stage.num_segments
+                self.progress.moved = _average(self.progress.moved, float(moved.detach()))
             self.progress.tokens += int(lengths.sum())
             if stage.binding:
                 total = total + stage.binding * self.binding_probe.loss(lanes, text_start)
@@ -174,7 +183,7 @@ class Trainer:
                 loss, number = self._answer_loss(stage, state, lanes, asked, right, old)
                 total, weight = total + loss, weight + number
         if weight:
-            loss = total / weight
+            loss = total / weight + kept
             if not bool(torch.isfinite(loss)):
                 raise RecipeError(
                     f"the loss became {float(loss)} in stage {self.progress.stage}, step {self.progress.step}; the last checkpoint "

@@ -39,6 +39,9 @@ class Stage(_Strict):
         probe: Weight of the memory probe's loss.
         binding: Weight of the binding probe's loss.
         unknown: Weight of questions about people who have not been heard of; their target is every place alike.
+        keep: Weight of the loss that asks for the same memory after a segment with no fact in it.
+        jitter: Standard deviation of the noise added to the memory before it is read, so that the model learns to
+            bring it back; the loss of `keep` compares with the memory without it.
         max_minutes: A time limit, for the last stage.
     """
 
@@ -55,6 +58,8 @@ class Stage(_Strict):
     probe: float = 0.0
     binding: float = 0.0
     unknown: float = 0.3
+    keep: float = 0.0
+    jitter: float = 0.0
     max_minutes: float | None = None
 
 

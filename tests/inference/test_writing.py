@@ -1,0 +1,100 @@
+"""Text of any length from a memory: what `generate` gives at once, a stretch at a time."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import prose, tiny_model, tiny_tokenizer
+
+from recurrent_memory import ConfigError, GenerationError, MemoryReader, MemoryState, RecurrentMemoryModel
+from recurrent_memory.inference import writing
+from recurrent_memory.inference.writing import Sampling, write_text
+
+
+@pytest.fixture
+def model() -> RecurrentMemoryModel:
+    return tiny_model()
+
+
+@pytest.fixture
+def state(model: RecurrentMemoryModel) -> MemoryState:
+    return MemoryReader(model, tiny_tokenizer()).read(iter([prose(9)]))
+
+
+def written(model: RecurrentMemoryModel, state: MemoryState, **options: Any) -> tuple[list[str], int, MemoryState]:
+    parts: list[str] = []
+    made, after = write_text(model, tiny_tokenizer(), state, parts.append, **options)
+    return parts, made, after
+
+
+@pytest.mark.parametrize("at_a_time", [1, 7, 64])
+def test_stretches_are_one_generation(
+    model: RecurrentMemoryModel, state: MemoryState, monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    monkeypatch.setattr(writing, "TOKENS_AT_A_TIME", at_a_time)
+    parts, made, after = written(model, state, max_new_tokens=50, sampling=Sampling(greedy=True), ignore_eos=True)
+    model.generation_config.eos_token_id = None
+    expected = model.generate(None, memory_state=state, max_new_tokens=50, do_sample=False)
+    assert "".join(parts) == tiny_tokenizer().decode(expected[0], skip_special_tokens=True)
+    assert made == 50
+    whole = model.read(expected, memory_state=state)
+    assert torch.equal(after.tokens_read, whole.tokens_read)
+    torch.testing.assert_close(after.memory, whole.memory, rtol=1e-5, atol=1e-6)
+
+
+def test_text_comes_token_by_token(model: RecurrentMemoryModel, state: MemoryState) -> None:
+    parts, made, _ = written(model, state, max_new_tokens=30, sampling=Sampling(greedy=True), ignore_eos=True)
+    assert made <= len(parts) <= made + 1
+
+
+def test_a_seed_repeats_what_is_drawn(model: RecurrentMemoryModel, state: MemoryState) -> None:
+    texts: list[str] = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append("".join(written(model, state, max_new_tokens=40, sampling=Sampling(temperature=2.0))[0]))
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_end_of_the_text_ends_it(model: RecurrentMemoryModel, state: MemoryState, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = RecurrentMemoryModel.forward
+    calls = [0]
+
+    def ending(**kwargs: Any) -> Any:
+        out = original(model, **kwargs)
+        calls[0] += 1
+        if calls[0] >= 5:
+            out.logits[..., 0] = 1e9
+        return out
+
+    monkeypatch.setattr(model, "forward", ending)
+    parts, made, _ = written(model, state, sampling=Sampling(greedy=True))
+    assert made == 5
+    assert "<|endoftext|>" not in "".join(parts)
+    calls[0] = 0
+    parts, made, _ = written(model, state, max_new_tokens=9, sampling=Sampling(greedy=True), ignore_eos=True)
+    assert made == 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0}, "temperature=0 must be above 0; for the most probable token, use --greedy"),
+        ({"temperature": float("nan")}, "temperature=nan must be above 0; for the most probable token, use --greedy"),
+        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
+        ({"greedy": True, "top_k": 4}, "greedy takes the most probable token; leave out temperature, top_k and top_p"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Sampling(**settings)
+    assert str(error.value) == message
+
+
+def test_what_cannot_be_continued(model: RecurrentMemoryModel, state: MemoryState) -> None:
+    with pytest.raises(ConfigError, match="max_new_tokens=0 must be at least 1"):
+        written(model, state, max_new_tokens=0)
+    with pytest.raises(GenerationError, match=r"the state holds 2 texts; choose one of them: state\[0\]"):
+        written(model, state[[0, 0]])
+    with pytest.raises(GenerationError, match="nothing to continue"):
+        written(model, model.initial_state())

@@ -1,0 +1,52 @@
+"""Lanes know what they have said."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+from tiny_models import prose, tiny_tokenizer
+
+from recurrent_memory.tasks.whereabouts import PEOPLE, PLACES, VERBS
+from recurrent_memory.training.lanes import Lane
+
+FACT = re.compile(rf"({'|'.join(PEOPLE)}) (?:{'|'.join(VERBS)}) the ({'|'.join(PLACES)})\.")
+NOISE = [[re.sub("Mary|John|Sandra", "Nobody", prose(400, seed)) for seed in range(3)]]
+
+
+@pytest.mark.parametrize("segment_length", [12, 40])
+def test_who_is_where_is_what_the_text_said_last(segment_length: int) -> None:
+    tokenizer = tiny_tokenizer()
+    for seed in range(5):
+        lane = Lane(tokenizer.backend_tokenizer, NOISE, seed, 2.0, 0.0, segment_length)
+        taken: list[int] = []
+        for _ in range(40):
+            segment = lane.take()
+            assert 1 <= len(segment) <= segment_length
+            taken += segment
+            for position, person in lane.said:
+                assert lane.age[person] == 0
+                assert 0 <= position < len(segment) - 1
+        text = tokenizer.decode(taken)
+        assert lane.known == {person: place for person, place in FACT.findall(text)}
+
+
+def test_a_lane_is_a_function_of_its_seed() -> None:
+    backend = tiny_tokenizer().backend_tokenizer
+    first, second, other = (Lane(backend, NOISE, seed, 1.0, 0.5, 16) for seed in (3, 3, 4))
+    texts = [[lane.take() for _ in range(30)] for lane in (first, second, other)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_rates_are_kept() -> None:
+    backend = tiny_tokenizer().backend_tokenizer
+    counts: list[int] = []
+    for rate in (0.05, 1.0):
+        lane = Lane(backend, NOISE, random.Random(0).getrandbits(30), rate, 0.0, 64)
+        said = 0
+        for _ in range(300):
+            lane.take()
+            said += len(lane.said)
+        counts.append(said)
+    assert counts[0] < counts[1] / 5

@@ -1,0 +1,50 @@
+"""Recipes are checked before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recurrent_memory.errors import RecipeError
+from recurrent_memory.training.recipe import load_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_says_what_to_expect(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert len(recipe.expected) > 20
+    assert all(stage.segment_length <= recipe.memory["segment_length"] for stage in recipe.stages)
+
+
+def test_settings_can_be_given_on_the_command_line() -> None:
+    recipe = load_recipe(RECIPES[0], ["noise=a,b", "seed=7", "stages.0.lanes=3", "memory.num_memory_tokens=2"])
+    assert (recipe.noise, recipe.seed, recipe.stages[0].lanes, recipe.memory["num_memory_tokens"]) == (["a", "b"], 7, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.0.lanes=-1", "stages.0.lanes: Input should be greater than or equal to 1"),
+        ("nonsense=1", "nonsense: Extra inputs are not permitted"),
+        ("stages.99.lanes=1", "no such setting"),
+        ("lanes", "is not key=value"),
+        ("stages.0.learning_rate=fast", "stages.0.learning_rate"),
+    ],
+)
+def test_a_bad_setting_is_named(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match="(?s)" + message.replace(".", r"\.")):
+        load_recipe(RECIPES[0], [override])
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(RecipeError, match="a recipe is a mapping"):
+        load_recipe(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [\n")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load_recipe(tmp_path / "bad.yaml")
