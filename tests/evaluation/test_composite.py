@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from tiny_models import prose, tiny_tokenizer
 
-from recurrent_memory.errors import InputError
 from recurrent_memory.evaluation.composite import Composite, NoiseText
 from recurrent_memory.tasks.hiding import hide, word_ends
 from recurrent_memory.tasks.library_text import take_text
@@ -39,7 +38,8 @@ def test_what_comes_before_the_first_sentence_is_the_noise() -> None:
     assert np.array_equal(made.slice(0, made.first_change), noise.ids[: made.first_change])
 
 
-def test_a_text_without_white_space_has_no_place() -> None:
-    noise = NoiseText("x" * 5_000, tiny_tokenizer())
-    with pytest.raises(InputError, match="no place for a sentence"):
-        noise.splice(1_000, ["Mary went."])
+def test_in_a_text_without_white_space_the_sentence_comes_last() -> None:
+    tokenizer = tiny_tokenizer()
+    noise = NoiseText("x" * 3_000, tokenizer)
+    made = Composite(noise.ids, [noise.splice(1_000, ["Mary went."])])
+    assert made.slice(0, made.length).tolist() == tokenizer("x" * 3_000 + " Mary went.", add_special_tokens=False)["input_ids"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from recurrent_memory.evaluation.whereabouts import Job, run_job
 from recurrent_memory.inference.asking import ask
 from recurrent_memory.tasks.whereabouts import PLACES, question
 
-NOISE = NoiseText(prose(900), tiny_tokenizer())
+NOISE = NoiseText(re.sub("Mary|John|Sandra|Zoë", "Nobody", prose(900)), tiny_tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,5 @@ def test_of_four_people_the_last_word_counts() -> None:
             said = max(text.rfind(f"{person} {verb} the {place}.") for verb in whereabouts.VERBS)
             for other in PLACES:
                 for verb in whereabouts.VERBS:
-                    later = text.rfind(f"{person} {verb} the {other}.")
-                    if later > said:
-                        pytest.skip("the noise itself moves this person")
+                    assert text.rfind(f"{person} {verb} the {other}.") <= said
             assert said >= 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from recurrent_memory import ConfigError, GenerationError, InputError, MemoryState, RecurrentMemoryModel, StateModelMismatchError
 from recurrent_memory.inference.asking import Answer, ask
 
-QUESTIONS = ["Where is Mary?", "John", "Where did Sandra go, and why?", " Zoë"]
+QUESTIONS = ["Where is Mary?", "John", "Sandra went to", " Zoë"]
 
 
 @pytest.fixture

@@ -34,9 +34,9 @@ class NoiseText:
         The text around the place is tokenized anew, and must meet the old tokens on both sides: then the result is the
         tokenization of the whole text with the sentences in it.
         """
-        low = max(0, token - _CONTEXT_TOKENS)
+        low = self._word_start(max(0, token - _CONTEXT_TOKENS), -1)
         for reach in (_CONTEXT_TOKENS, 4 * _CONTEXT_TOKENS, 16 * _CONTEXT_TOKENS):
-            high = min(len(self.ids), token + reach)
+            high = self._word_start(min(len(self.ids), token + reach), 1)
             start, stop = int(self.starts[low]), int(self.starts[high]) if high < len(self.ids) else len(self.text)
             window = self.text[start:stop]
             near = int(self.starts[token]) - start
@@ -52,6 +52,15 @@ class NoiseText:
             if whole_left and whole_right:
                 return Insert(low, high, after)
         raise InputError(f"no place for a sentence near token {token} of the text; is there white space in it?")
+
+    def _word_start(self, token: int, direction: int) -> int:
+        """The next token, or the one before, that begins with white space after a word; else an end of the text."""
+        while 0 < token < len(self.ids):
+            start = int(self.starts[token])
+            if self.text[start].isspace() and not self.text[start - 1].isspace():
+                return token
+            token += direction
+        return token
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ class GenerationWithMemory:
             return _generate_seq2seq(model, input_ids, generation_config, memory_state, kwargs)
         if input_ids is None:
             input_ids, memory_state = _prompt_from_pending(memory_state)
+            if kwargs.get("streamer") is not None:
+                kwargs["streamer"] = _WithoutPrompt(kwargs["streamer"])
             generated = _super_generate(model, input_ids, generation_config, memory_state, kwargs)
             if isinstance(generated, Tensor):
                 return generated[:, 1:]
@@ -69,17 +71,14 @@ class GenerationWithMemory:
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Only the tokens that the state has not consumed go in, and only the last one's logits come out."""
-        new = input_ids.shape[1] - int(kwargs.get("consumed", 0) or 0)
-        mask = attention_mask[:, -new:] if attention_mask is not None else None
-        return {"input_ids": input_ids[:, -new:], "attention_mask": mask, "memory_state": memory_state, "logits_to_keep": 1}
+        """At first the whole prompt goes in, then each new token alone; only the last one's logits come out."""
+        if kwargs.get("prompt_is_read"):
+            input_ids, attention_mask = input_ids[:, -1:], None
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "memory_state": memory_state, "logits_to_keep": 1}
 
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        mask = model_kwargs.get("attention_mask")
         model_kwargs["memory_state"] = outputs.memory_state.detach()
-        if mask is not None:
-            model_kwargs["consumed"] = mask.shape[1]
-            model_kwargs["attention_mask"] = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], 1)
+        model_kwargs["prompt_is_read"] = True
         return model_kwargs
 
     def _expand_inputs_for_generation(
@@ -98,15 +97,34 @@ class GenerationWithMemory:
         return False
 
 
+class _WithoutPrompt:
+    """A streamer that is not shown the first thing that is put: a prompt that nobody gave."""
+
+    def __init__(self, streamer: Any) -> None:
+        self._streamer, self._is_first = streamer, True
+
+    def put(self, value: Tensor) -> None:
+        if not self._is_first or getattr(self._streamer, "skip_prompt", False):  # which skips the first by itself
+            self._streamer.put(value)
+        self._is_first = False
+
+    def end(self) -> None:
+        self._streamer.end()
+
+
 def _refuse_unsupported(model: RecurrentMemoryModel, config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:
     if isinstance(model.view, EncoderBackbone):
         raise GenerationError("an encoder does not generate text; use forward, which gives its task's logits")
     settings = config or model.generation_config
-    beams = kwargs.get("num_beams", getattr(settings, "num_beams", None)) or 1
+
+    def setting(name: str) -> Any:
+        return kwargs.get(name, getattr(settings, name, None))
+
+    beams = setting("num_beams") or 1
     if beams > 1:
         raise GenerationError(f"num_beams={beams} is not supported: a memory is not reordered between beams; use num_beams=1, or do_sample=True")
-    for name in ("assistant_model", "prompt_lookup_num_tokens", "past_key_values", "inputs_embeds"):
-        if kwargs.get(name) is not None:
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "past_key_values", "inputs_embeds", "custom_generate"):
+        if setting(name) is not None:
             raise GenerationError(f"{name} is not supported with a recurrent memory; leave it out")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
@@ -18,7 +18,7 @@ _JOINS_THE_ONE_BEFORE = ("M", "Cf", "Sk", "Lm")  # categories of characters that
 
 @dataclass(frozen=True, slots=True)
 class KnownToken:
-    """A token of the text that is certain, and its place in the buffer."""
+    """A token of the text that is certain, and its place in the text."""
 
     id: int
     start: int
@@ -26,19 +26,15 @@ class KnownToken:
     is_boundary: bool
     is_word_start: bool
 
-    def moved_back(self, distance: int) -> KnownToken:
-        """The same token after `distance` characters were dropped at the beginning of the buffer."""
-        return replace(self, start=self.start - distance, end=self.end - distance)
-
 
 @dataclass(frozen=True, slots=True)
 class WindowTokens:
-    """Token ids, with the characters and the word (pre-token) of each; positions are those of the whole buffer."""
+    """Token ids, with the characters and the word (pre-token) of each; positions are those in the text."""
 
     ids: list[int]
     spans: list[tuple[int, int]]  # in what was encoded: the anchor and the window
     words: list[int | None]
-    left: int  # where the window begins in the buffer
+    left: int  # where the window begins in the text
     num_anchor_chars: int  # put before the window
 
     def __len__(self) -> int:
@@ -85,11 +81,10 @@ class WindowTokens:
         first = index - len(known)
         if first < 0 or (index > 0 and self.end(index - 1) > position):
             return None
-        same = all(
-            (self.ids[i], self.start(i), self.end(i)) == (token.id, token.start, token.end)
-            for i, token in enumerate(known, start=first)
-        )
-        return index if same else None
+        for i, token in enumerate(known, start=first):
+            if self.ids[i] != token.id or self.start(i) != token.start or self.end(i) != token.end:
+                return None
+        return index
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +126,7 @@ class WindowEncoder:
         return max(64, 2 * self.longest)
 
     def tokens(self, texts: Sequence[str], left: int, anchor: str) -> Iterator[WindowTokens]:
-        """The tokens of each text, which begins at `left` in the buffer, with the anchor put before it."""
+        """The tokens of each text, which begins at `left` in the whole text, with the anchor put before it."""
         encodings = self.backend.encode_batch([anchor + text for text in texts], add_special_tokens=False)
         return (WindowTokens(e.ids, e.offsets, e.word_ids, left, len(anchor)) for e in encodings)
 

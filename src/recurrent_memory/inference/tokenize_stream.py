@@ -88,7 +88,7 @@ class TokenStreamer:
 
 
 class _Stream:
-    """One text on its way: a buffer, of which the tokens before `done` are known and emitted."""
+    """One text on its way. Positions are those in the text, of which the buffer holds the characters from `base` on."""
 
     def __init__(self, encoder: WindowEncoder, pieces: Iterator[str], block_chars: int) -> None:
         self.encoder = encoder
@@ -96,11 +96,11 @@ class _Stream:
         self.block_chars = block_chars
         self.target = block_chars  # unknown characters wanted in the window
         self.buffer = ""
-        self.done = 0
-        self.known: list[KnownToken] = []  # the last tokens before `done`
-        self.at_origin = True  # whether the buffer begins where the text does
+        self.base = 0
+        self.done = 0  # the tokens before it are emitted
+        self.known: list[KnownToken] = []  # the last of these
         self.anchor = ""  # the one that worked last
-        self.position = 0  # of the buffer in the text, for messages
+        self.num_dropped = 0  # characters that were taken out of the text, see _shorten
         self.continuations = _CONTINUATIONS + encoder.strip_before
 
     def run(self) -> Iterator[list[int]]:
@@ -117,10 +117,18 @@ class _Stream:
                 return
             self._advance(tokens, first, cut)
 
+    @property
+    def end(self) -> int:
+        """The position up to which the text was read."""
+        return self.base + len(self.buffer)
+
+    def _text(self, start: int, end: int | None = None) -> str:
+        return self.buffer[start - self.base : None if end is None else end - self.base]
+
     def _fill(self) -> bool:
         """Read on; whether the text has ended."""
         parts = [self.buffer]
-        missing = max(1, self.target - (len(self.buffer) - self.done))
+        missing = max(1, self.target - (self.end - self.done))
         for piece in self.pieces:
             parts.append(piece)
             missing -= len(piece)
@@ -134,7 +142,7 @@ class _Stream:
     def _window(self) -> tuple[WindowTokens, int]:
         """Encode the text from some way before `done`: its tokens, and the index of the first that is not known."""
         for left, anchor in self._window_starts():
-            tokens = next(self.encoder.tokens([self.buffer[left:]], left, anchor))
+            tokens = next(self.encoder.tokens([self._text(left)], left, anchor))
             overlap = [token for token in self.known if token.start >= (left + self.done) // 2]
             first = tokens.index_after(overlap or self.known[-1:], self.done)
             if first is not None:
@@ -144,7 +152,7 @@ class _Stream:
 
     def _window_starts(self) -> Iterator[tuple[int, str]]:
         """Where a window may begin, and with what before it."""
-        if self.at_origin:
+        if self.base == 0:
             yield 0, ""
             return
         for distance in (1, 2, 4):
@@ -157,7 +165,7 @@ class _Stream:
     def _known_start(self, position: int) -> int:
         """The last known token boundary up to `position`, at the beginning of a word if there is one."""
         before = [token for token in self.known if token.start <= position] or self.known[:1]
-        fit = [token for token in before if token.is_boundary and may_begin(self.buffer, token.start)]
+        fit = [token for token in before if token.is_boundary and may_begin(self.buffer, token.start - self.base)]
         words = [token for token in fit if token.is_word_start]
         return (words or fit or before)[-1].start
 
@@ -167,7 +175,7 @@ class _Stream:
         """Index of a token such that those before it are certain whatever follows, as far on as can be."""
         if len(tokens) - first < 2:
             return None
-        end, longest = len(self.buffer), self.encoder.longest
+        end, longest = self.end, self.encoder.longest
         for cut in self._cuts_between_words(tokens, first):
             ends = [end, end - 1, end - 2, end - 3, (tokens.start(cut) + end) // 2]
             if self._is_stable(tokens, cut, ends, self.encoder.context):
@@ -183,8 +191,8 @@ class _Stream:
         """Beginnings of words, further and further from the end of the window; after each there is more than space."""
         if tokens.words[first] == tokens.words[-1]:
             return
-        num_chars = len(self.buffer[self.done : len(self.buffer) - self.encoder.reach].rstrip())
-        limit = min(self.done + num_chars - 1, len(self.buffer) - max(_TAIL_CHARS, self.encoder.reach + 1))
+        num_chars = len(self._text(self.done, self.end - self.encoder.reach).rstrip())
+        limit = min(self.done + num_chars - 1, self.end - max(_TAIL_CHARS, self.encoder.reach + 1))
         cut: int | None = len(tokens)
         while limit > self.done and cut is not None:
             last = min(tokens.last_at(limit), cut - 1)
@@ -192,15 +200,15 @@ class _Stream:
             cut = self._best_cut(tokens, words)
             if cut is not None:
                 yield cut
-            limit = len(self.buffer) - 4 * (len(self.buffer) - limit)
+            limit = self.end - 4 * (self.end - limit)
 
     def _cuts_inside_words(self, tokens: WindowTokens, first: int) -> Iterator[int]:
         """Token boundaries further and further from the end of the window, none very far, as they are dear to check."""
         margin = self.encoder.longest + _TAIL_CHARS
         for distance in (margin, 2 * margin, 4 * margin, 8 * margin):
-            last = tokens.last_at(len(self.buffer) - distance)
+            last = tokens.last_at(self.end - distance)
             cut = self._best_cut(tokens, (i for i in range(last, first, -1) if tokens.is_boundary(i)))
-            if cut is not None and len(self.buffer) - tokens.start(cut) <= 16 * margin:
+            if cut is not None and self.end - tokens.start(cut) <= 16 * margin:
                 yield cut
 
     def _best_cut(self, tokens: WindowTokens, cuts: Iterator[int]) -> int | None:
@@ -210,7 +218,7 @@ class _Stream:
             best = i if best is None else best
             if best - i > 64:
                 return best
-            position = tokens.start(i)
+            position = tokens.start(i) - self.base
             if self.buffer[position - 1].isspace() != self.buffer[position].isspace():
                 return i
         return best
@@ -222,7 +230,7 @@ class _Stream:
             start -= 1
         if start == first:
             return True  # an earlier window saw the beginning of the word
-        end = min(len(self.buffer), tokens.start(start) + 4 * self.encoder.context)
+        end = min(self.end, tokens.start(start) + 4 * self.encoder.context)
         return self._is_stable(tokens, start, [end, end - 1, end - 2, end - 3], self.encoder.context)
 
     def _is_stable(self, tokens: WindowTokens, cut: int, ends: Sequence[int], context: int) -> bool:
@@ -230,9 +238,9 @@ class _Stream:
         position = tokens.start(cut)
         left = tokens.start(self._tail_start(tokens, cut, position - context, context))
         known = tokens.known(min(tokens.first_at((left + position) // 2), cut - 1), cut)
-        tails = [self.buffer[left:end] for end in ends if end > position]
+        tails = [self._text(left, end) for end in ends if end > position]
         tails += [tails[0] + continuation for continuation in self.continuations]
-        anchors = [""] if self.at_origin and left == 0 else self._anchors()
+        anchors = [""] if left == 0 else self._anchors()
         for anchor in anchors:
             if self._all_repeat(known, position, tails[:1], left, anchor):
                 return self._all_repeat(known, position, tails[1:], left, anchor)
@@ -248,7 +256,7 @@ class _Stream:
         last = min(tokens.last_at(position), cut - 1)
         near = [i for i in range(last, begin, -1) if tokens.start(i) >= position - context or i == last]
         cuts = [i for i in near if tokens.is_boundary(i)]
-        fit = [i for i in cuts if may_begin(self.buffer, tokens.start(i))]
+        fit = [i for i in cuts if may_begin(self.buffer, tokens.start(i) - self.base)]
         words = [i for i in fit if tokens.is_word_start(i)]
         return (words or fit or cuts or [begin])[0]
 
@@ -257,24 +265,22 @@ class _Stream:
     def _advance(self, tokens: WindowTokens, first: int, cut: int) -> None:
         """Take the tokens up to `cut` as known, and forget the text that no window will need again."""
         self.done = tokens.start(cut)
-        horizon = self.done - 8 * self.encoder.context
+        horizon = self.done - 6 * self.encoder.context
         begin = tokens.last_at(horizon)
         if begin > first:
             self.known = tokens.known(begin, cut)
         else:
             known = [*self.known, *tokens.known(first, cut)]
             self.known = [token for token in known[:-1] if token.end > horizon] + known[-1:]
-        self.at_origin = self.at_origin and horizon <= 0
-        base = 0 if self.at_origin else self.known[0].start
-        self.known = [token.moved_back(base) for token in self.known]
-        self.buffer, self.done, self.position = self.buffer[base:], self.done - base, self.position + base
+        base = self.known[0].start if horizon > 0 else 0
+        self.buffer, self.base = self._text(base), base
         self.target = self.block_chars
 
     def _widen(self, tokens: WindowTokens) -> None:
         """No cut was found: want more text, or make room where one token or none covers a long stretch."""
         if self._shorten(tokens):
             return
-        num_chars = len(self.buffer) - self.done
+        num_chars = self.end - self.done
         if num_chars >= MAX_WINDOW_CHARS:
             raise self._cannot(f"leaves no token boundary certain in {num_chars} characters")
         self.target = min(2 * max(self.target, num_chars), MAX_WINDOW_CHARS)
@@ -283,24 +289,24 @@ class _Stream:
         """Drop the middle of a last token, or of a gap after it, that is very long, if no encoding notices."""
         keep = max(1024, 8 * self.encoder.longest)
         last = len(tokens) - 1
-        stretches = [(self.done, len(self.buffer))]
+        stretches = [(self.done, self.end)]
         if last >= 0 and tokens.end(last) > self.done:
-            stretches = [(tokens.start(last), tokens.end(last)), (tokens.end(last), len(self.buffer))]
+            stretches = [(tokens.start(last), tokens.end(last)), (tokens.end(last), self.end)]
         start, end = max(stretches, key=lambda stretch: stretch[1] - stretch[0])
         if end - start <= 4 * keep:
             return False
-        shorter = self.buffer[: start + keep] + self.buffer[end - keep :]
+        shorter = self._text(self.base, start + keep) + self._text(end - keep)
         ids = self.encoder.ids
         if any(ids(self.buffer + more) != ids(shorter + more) for more in ("", "a", " a", ".")):
             return False
-        self.position += len(self.buffer) - len(shorter)
+        self.num_dropped += len(self.buffer) - len(shorter)
         self.buffer = shorter
         return True
 
     def _cannot(self, why: str) -> InputError:
         return InputError(
             f"the tokenizer {self.encoder.name!r} cannot be streamed: "
-            f"near character {self.position + self.done} it {why}; "
+            f"near character {self.done + self.num_dropped} it {why}; "
             "tokenize the whole text at once and pass the token ids"
         )
 

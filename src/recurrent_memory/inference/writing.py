@@ -52,16 +52,13 @@ class Sampling:
 
 
 class _Tap:
-    """A `transformers` streamer that hands on each new token."""
+    """A `transformers` streamer that hands on each new token. `generate` does not show it the prompt: it has none."""
 
     def __init__(self, take: Callable[[int], None]) -> None:
         self._take = take
-        self._prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
-        if self._prompt_seen:
-            self._take(int(value.reshape(-1)[0]))
-        self._prompt_seen = True
+        self._take(int(value))
 
     def end(self) -> None:
         pass

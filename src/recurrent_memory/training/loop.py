@@ -186,7 +186,7 @@ class Trainer:
             loss = total / weight + kept
             if not bool(torch.isfinite(loss)):
                 raise RecipeError(
-                    f"the loss became {float(loss)} in stage {self.progress.stage}, step {self.progress.step}; the last checkpoint "
+                    f"the loss became {loss.item()} in stage {self.progress.stage}, step {self.progress.step}; the last checkpoint "
                     "is good: lower the learning rate and train again"
                 )
             loss.backward()
