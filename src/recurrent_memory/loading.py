@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
+from .backbones.base import check_finite
 from .backbones.families import HOW_TO_ADD, Family, family_named, find_family
 from .config import MemoryConfig
 from .configuration import RecurrentMemoryConfig
@@ -35,6 +36,7 @@ def read_backbone(
     given = {name: value for name, value in given.items() if value is not None}
     if isinstance(backbone, str | Path):
         config = _load_config(backbone)
+        _check_has_no_memory(config, backbone)
         family = find_family(config)
         auto_class = getattr(transformers, family.auto_class[_known_task(family, task)])
         if num_labels is not None:
@@ -49,6 +51,7 @@ def read_backbone(
         if kwargs:
             raise ConfigError(f"{sorted(kwargs)} are for loading a backbone by name; this one is loaded already")
         model, peft = _unwrap_peft(backbone)
+        _check_has_no_memory(model.config, f"this {type(model).__name__}")
         family = find_family(model.config)
         _check_head(model, family, task, num_labels)
     special_ids = family.special_ids(model.config, tokenizer, given) if family.special_ids is not None else {}
@@ -61,7 +64,7 @@ def read_backbone(
         peft=peft,
     )
     config.dtype = model.dtype
-    family.build(model, special_ids).check_weights()
+    check_finite(model)
     if peft:
         from .adapters import active_adapters
 
@@ -71,7 +74,7 @@ def read_backbone(
     return model, config
 
 
-def build_backbone_model(config: RecurrentMemoryConfig) -> PreTrainedModel:
+def build_backbone_model(config: RecurrentMemoryConfig, attention: str | None = None) -> PreTrainedModel:
     """The backbone that a configuration describes, adapters inside, its weights not loaded."""
     classes = head_classes(family_named(config.family or ""), config.backbone_config).values()
     cls = next((known for known in classes if known.__name__ == config.backbone_class), None)
@@ -81,8 +84,8 @@ def build_backbone_model(config: RecurrentMemoryConfig) -> PreTrainedModel:
             "transformers, or import the package that registers it with the Auto classes"
         )
     kwargs = {"dtype": config.dtype} if config.dtype is not None else {}
-    if implementation := getattr(config, "_attn_implementation", None):
-        kwargs["attn_implementation"] = implementation
+    if attention is not None:
+        kwargs["attn_implementation"] = attention
     model = cls._from_config(config.backbone_config, **kwargs)
     if config.peft:
         from .adapters import inject_configs
@@ -113,7 +116,7 @@ def load_pretrained(
         raise BackboneError(f"{path}: the weights cannot be loaded ({_first_line(error)}); is the folder whole?") from error
     if missing := sorted(info["missing_keys"]):
         raise BackboneError(f"{path}: the weights lack {missing[:3]}{' …' if len(missing) > 3 else ''}; is the folder whole?")
-    loaded.view.check_weights()
+    check_finite(loaded)
     if loaded.config.peft:
         from .adapters import restore_trainable
 
@@ -128,9 +131,16 @@ def head_classes(family: Family, config: PretrainedConfig) -> dict[str, type[Pre
     return {task: cls for task, cls in found.items() if isinstance(cls, type)}
 
 
+def _check_has_no_memory(config: PretrainedConfig, what: str | Path) -> None:
+    if config.model_type == RecurrentMemoryConfig.model_type:
+        raise BackboneError(
+            f"{what}: has a memory already; load it with RecurrentMemoryModel.from_pretrained, or give the backbone alone"
+        )
+
+
 def _known_task(family: Family, task: str | None) -> str:
     if task is not None and task not in family.auto_class:
-        raise ConfigError(f"task={task!r} is not one of a {family.name}: {', '.join(family.auto_class)}")
+        raise ConfigError(f"task={task!r} is not for the family {family.name!r}; choose one of {', '.join(family.auto_class)}")
     return task or next(iter(family.auto_class))
 
 

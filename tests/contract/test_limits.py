@@ -181,7 +181,7 @@ def test_the_task_picks_the_head(tmp_path: Path) -> None:
     assert type(masked.backbone) is hf.BertForMaskedLM
     classifier = RecurrentMemoryModel.from_backbone(folder, CONFIG, task="sequence-classification", num_labels=5, **special)
     assert classifier(input_ids=torch.tensor([[5, 6]])).logits.shape == (1, 5)
-    with pytest.raises(ConfigError, match="task='causal-lm' is not one of a encoder|an encoder: masked-lm, sequence-classification"):
+    with pytest.raises(ConfigError, match="task='causal-lm' is not for the family 'encoder'; choose one of masked-lm, sequence-classification"):
         RecurrentMemoryModel.from_backbone(folder, CONFIG, task="causal-lm", **special)
     with pytest.raises(ConfigError, match="does not go with the loaded BertForMaskedLM; leave it out, or load another head"):
         RecurrentMemoryModel.from_backbone(masked.backbone, CONFIG, task="sequence-classification", **special)

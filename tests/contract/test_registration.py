@@ -24,7 +24,7 @@ class MeanMemory(Memory):
 
     def __init__(self, config: MemoryConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.gate = nn.Parameter(torch.zeros(backbone.embedding_width))
+        self.gate = nn.Parameter(torch.zeros(backbone.embedding_width, dtype=backbone.embedding.weight.dtype))
 
     def reset_parameters(self, backbone: Backbone) -> None:
         nn.init.constant_(self.gate, 0.5)

@@ -128,6 +128,17 @@ def test_from_a_folder_and_from_the_loaded_model_is_the_same(tmp_path: Path) -> 
         assert_close(one(input_ids=ids).logits, other(input_ids=ids).logits, 0.0)
 
 
+def test_the_attention_that_is_asked_for_is_the_backbones(tmp_path: Path) -> None:
+    copy_of(gpt2, dtype=torch.float32).save_pretrained(tmp_path)
+    for attention in ("eager", "sdpa"):
+        model = RecurrentMemoryModel.from_pretrained(tmp_path, attn_implementation=attention)
+        assert model.backbone.config._attn_implementation == attention
+        assert model.config._attn_implementation == attention
+    backbone_of(gpt2).save_pretrained(tmp_path / "plain")
+    model = RecurrentMemoryModel.from_backbone(tmp_path / "plain", MemoryConfig(M, S), attn_implementation="eager")
+    assert model.backbone.config._attn_implementation == model.config._attn_implementation == "eager"
+
+
 def test_what_the_backbone_generates_with_is_kept(tmp_path: Path) -> None:
     backbone = backbone_of(gpt2)
     backbone.generation_config.eos_token_id = [5, 6]

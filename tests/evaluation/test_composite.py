@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
 import pytest
-from tiny_models import prose, tiny_tokenizer
 
 from recurrent_memory.evaluation.composite import Composite, NoiseText
 from recurrent_memory.tasks.hiding import hide, word_ends
 from recurrent_memory.tasks.library_text import take_text
+from tiny_models import prose, tiny_tokenizer
 
 
 @pytest.mark.parametrize("text", [prose(300), take_text(20_000)], ids=["prose", "library"])
@@ -20,9 +21,11 @@ def test_a_composite_is_the_tokenization_of_the_whole(text: str) -> None:
     rng = random.Random(0)
     for _ in range(10):
         tokens = sorted(rng.sample(range(len(noise.ids) - 10), 3))
-        if min(b - a for a, b in zip(tokens, tokens[1:], strict=False)) < 200:
+        if min(b - a for a, b in itertools.pairwise(tokens)) < 200:
             continue
-        made = Composite(noise.ids, [noise.splice(token, [f"Mary went {index}."]) for index, token in enumerate(tokens)])
+        made = Composite(
+            noise.ids, [noise.splice(token, [f"Mary went {index}."]) for index, token in enumerate(tokens)]
+        )
         positions = [next(end for end in word_ends(text) if end >= noise.starts[token]) for token in tokens]
         whole = hide(text, [f"Mary went {index}." for index in range(3)], positions, rng)
         expected = tokenizer(whole.text, add_special_tokens=False)["input_ids"]
@@ -42,4 +45,7 @@ def test_in_a_text_without_white_space_the_sentence_comes_last() -> None:
     tokenizer = tiny_tokenizer()
     noise = NoiseText("x" * 3_000, tokenizer)
     made = Composite(noise.ids, [noise.splice(1_000, ["Mary went."])])
-    assert made.slice(0, made.length).tolist() == tokenizer("x" * 3_000 + " Mary went.", add_special_tokens=False)["input_ids"]
+    assert (
+        made.slice(0, made.length).tolist()
+        == tokenizer("x" * 3_000 + " Mary went.", add_special_tokens=False)["input_ids"]
+    )

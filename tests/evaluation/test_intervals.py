@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from recurrent_memory.evaluation.intervals import wilson
 
 
-@pytest.mark.parametrize(("hits", "trials", "low", "high"), [(95, 100, 0.8882, 0.9785), (0, 10, 0.0, 0.2775), (200, 200, 0.9812, 1.0)])
+@pytest.mark.parametrize(
+    ("hits", "trials", "low", "high"), [(95, 100, 0.8882, 0.9785), (0, 10, 0.0, 0.2775), (200, 200, 0.9812, 1.0)]
+)
 def test_known_values(hits: int, trials: int, low: float, high: float) -> None:
     assert wilson(hits, trials) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
@@ -20,4 +22,6 @@ def test_the_ends_solve_the_score_equation(trials: int, data: st.DataObject) -> 
     share = hits / trials
     for end in wilson(hits, trials):
         if 0 < end < 1:
-            assert (share - end) ** 2 == pytest.approx(1.959963984540054**2 * end * (1 - end) / trials, rel=1e-6, abs=1e-12)
+            assert (share - end) ** 2 == pytest.approx(
+                1.959963984540054**2 * end * (1 - end) / trials, rel=1e-6, abs=1e-12
+            )

@@ -7,13 +7,13 @@ import re
 
 import pytest
 import torch
-from tiny_models import prose, tiny_model, tiny_tokenizer
 
 from recurrent_memory.evaluation import whereabouts
 from recurrent_memory.evaluation.composite import NoiseText
 from recurrent_memory.evaluation.whereabouts import Job, run_job
 from recurrent_memory.inference.asking import ask
 from recurrent_memory.tasks.whereabouts import PLACES, question
+from tiny_models import prose, tiny_model, tiny_tokenizer
 
 NOISE = NoiseText(re.sub("Mary|John|Sandra|Zoë", "Nobody", prose(900)), tiny_tokenizer())
 
@@ -47,7 +47,8 @@ def test_answers_are_balanced_and_positions_spread() -> None:
     answers = [next(iter(sample.answers.values())) for sample in samples]
     assert {answers.count(place) for place in PLACES} == {10}
     positions = [next(iter(sample.positions.values())) for sample in samples]
-    assert min(positions) < 600 and max(positions) > 2_400
+    assert min(positions) < 600
+    assert max(positions) > 2_400
     assert sum(positions) / len(positions) == pytest.approx(1_500, rel=0.25)
 
 

@@ -49,7 +49,9 @@ def test_distractors_of_evaluation_are_not_those_of_training() -> None:
     assert not {s for s in training & unseen if not s.startswith("Where")}
 
 
-@pytest.mark.parametrize(("answer", "right"), [("garden", True), (" Garden.", True), ("the garden", False), ("", False), ("gardens", False)])
+@pytest.mark.parametrize(
+    ("answer", "right"), [("garden", True), (" Garden.", True), ("the garden", False), ("", False), ("gardens", False)]
+)
 def test_an_answer_must_match_exactly(answer: str, right: bool) -> None:
     assert is_right(answer, "garden") is right
 

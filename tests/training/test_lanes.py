@@ -6,10 +6,10 @@ import random
 import re
 
 import pytest
-from tiny_models import prose, tiny_tokenizer
 
 from recurrent_memory.tasks.whereabouts import PEOPLE, PLACES, VERBS
 from recurrent_memory.training.lanes import Lane
+from tiny_models import prose, tiny_tokenizer
 
 FACT = re.compile(rf"({'|'.join(PEOPLE)}) (?:{'|'.join(VERBS)}) the ({'|'.join(PLACES)})\.")
 NOISE = [[re.sub("Mary|John|Sandra", "Nobody", prose(400, seed)) for seed in range(3)]]
@@ -29,7 +29,7 @@ def test_who_is_where_is_what_the_text_said_last(segment_length: int) -> None:
                 assert lane.age[person] == 0
                 assert 0 <= position < len(segment) - 1
         text = tokenizer.decode(taken)
-        assert lane.known == {person: place for person, place in FACT.findall(text)}
+        assert lane.known == dict(FACT.findall(text))
 
 
 def test_a_lane_is_a_function_of_its_seed() -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import prose
 
 from recurrent_memory.errors import InputError, RecipeError
 from recurrent_memory.models import load_model
 from recurrent_memory.training.loop import Trainer
 from recurrent_memory.training.make import make
 from recurrent_memory.training.recipe import Recipe
+from tiny_models import prose
 
 STAGE = {"num_segments": 2, "segment_length": 24, "lifetime": 4, "facts": [0.5, 2], "distractors": [0.2], "lanes": 4,
          "learning_rate": 1e-3, "max_steps": 6, "probe": 0.5, "binding": 0.1, "keep": 1.0, "jitter": 0.1}  # fmt: skip
@@ -39,7 +39,9 @@ def recipe(folder: Path, **changes: object) -> Recipe:
 def test_a_recipe_makes_a_model_that_loads(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = []
     last = make(recipe(tmp_path, stages=[{**STAGE, "max_steps": 50}]), report=rows.append)
-    assert last["stage"] == 1 and last["steps"] == 50 and rows[0]["step"] == 50
+    assert last["stage"] == 1
+    assert last["steps"] == 50
+    assert rows[0]["step"] == 50
     model, tokenizer = load_model(tmp_path / "model")
     text = "Zoë\u2003said:\n\n\tñandú 🙂 12345  x = {1: 'a'}\r\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text, "the vocabulary is lossless"
@@ -64,7 +66,8 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(RecipeError, match="go on with --resume"):
         make(recipe(tmp_path))
     last = make(recipe(tmp_path), resume=True)
-    assert last["stage"] == 2 and last["steps"] == 10
+    assert last["stage"] == 2
+    assert last["steps"] == 10
 
 
 def test_the_moments_of_the_optimizer_come_back(tmp_path: Path) -> None:
@@ -72,9 +75,21 @@ def test_the_moments_of_the_optimizer_come_back(tmp_path: Path) -> None:
     original = Trainer.run
 
     def watch(trainer: Trainer, save: object) -> object:
-        kept.append({f"{i}.{k}": v.clone() for i, p in enumerate(trainer.modules.parameters()) for k, v in trainer.optimizer.state.get(p, {}).items()})
+        kept.append(
+            {
+                f"{i}.{k}": v.clone()
+                for i, p in enumerate(trainer.modules.parameters())
+                for k, v in trainer.optimizer.state.get(p, {}).items()
+            }
+        )
         result = original(trainer, save)  # pyright: ignore[reportArgumentType]
-        kept.append({f"{i}.{k}": v.clone() for i, p in enumerate(trainer.modules.parameters()) for k, v in trainer.optimizer.state.get(p, {}).items()})
+        kept.append(
+            {
+                f"{i}.{k}": v.clone()
+                for i, p in enumerate(trainer.modules.parameters())
+                for k, v in trainer.optimizer.state.get(p, {}).items()
+            }
+        )
         return result
 
     with pytest.MonkeyPatch.context() as patch:
@@ -82,7 +97,8 @@ def test_the_moments_of_the_optimizer_come_back(tmp_path: Path) -> None:
         make(recipe(tmp_path))
         make(recipe(tmp_path, stages=[STAGE, {**STAGE, "max_steps": 4}, STAGE]), resume=True)
     assert kept[0] == {}
-    assert kept[1].keys() == kept[2].keys() and all(torch.equal(kept[1][k], kept[2][k]) for k in kept[1])
+    assert kept[1].keys() == kept[2].keys()
+    assert all(torch.equal(kept[1][k], kept[2][k]) for k in kept[1])
 
 
 def test_nothing_to_resume_and_no_noise_are_named(tmp_path: Path) -> None:

@@ -21,7 +21,12 @@ def test_every_recipe_is_valid_and_says_what_to_expect(path: Path) -> None:
 
 def test_settings_can_be_given_on_the_command_line() -> None:
     recipe = load_recipe(RECIPES[0], ["noise=a,b", "seed=7", "stages.0.lanes=3", "memory.num_memory_tokens=2"])
-    assert (recipe.noise, recipe.seed, recipe.stages[0].lanes, recipe.memory["num_memory_tokens"]) == (["a", "b"], 7, 3, 2)
+    assert (recipe.noise, recipe.seed, recipe.stages[0].lanes, recipe.memory["num_memory_tokens"]) == (
+        ["a", "b"],
+        7,
+        3,
+        2,
+    )
 
 
 @pytest.mark.parametrize(

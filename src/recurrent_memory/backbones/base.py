@@ -104,15 +104,24 @@ class Backbone(ABC):
         """Ids that are taken out of the input, because the row brings its own."""
         return ()
 
-    def check_weights(self) -> None:
-        """Refuse a broken model.
 
-        Raises:
-            BackboneError: if a weight is NaN or infinite.
-        """
-        for name, parameter in self.model.named_parameters():
-            if parameter.device.type != "meta" and not bool(torch.isfinite(parameter).all()):
-                raise BackboneError(f"the weights {name!r} hold NaN or infinity; the model is broken, load or train it again")
+def check_finite(module: nn.Module) -> None:
+    """Refuse a broken model.
+
+    Raises:
+        BackboneError: if a weight is NaN or infinite.
+    """
+    for name, parameter in module.named_parameters():
+        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+            raise BackboneError(f"the weights {name!r} hold NaN or infinity; the model is broken, load or train it again")
+
+
+class _GivenOutput(BaseModelOutputWithPastAndCrossAttentions):
+    """What a head asks for besides the hidden states (caches, router logits) is not there."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
 
 
 class _Given(nn.Module):
@@ -122,8 +131,8 @@ class _Given(nn.Module):
     def decoder(self) -> _Given:
         return self
 
-    def forward(self, *_: Any, inputs_embeds: Tensor | None = None, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+    def forward(self, *_: Any, inputs_embeds: Tensor | None = None, **__: Any) -> _GivenOutput:
+        return _GivenOutput(last_hidden_state=inputs_embeds)
 
 
 def run_head(model: PreTrainedModel, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:

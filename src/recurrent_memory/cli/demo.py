@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def demo(
     tokens: Annotated[int, typer.Option("--tokens", help="The length of a text, in tokens.")] = 1_000_000,
-    text: Annotated[str | None, typer.Option("--text", help="A file or folder to read instead of Python's own library.")] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="A file or folder to read instead of Python's own library.")
+    ] = None,
     questions: Annotated[int, typer.Option("--questions", help="Facts to hide; one text holds four.")] = 4,
     chart: Annotated[str | None, typer.Option("--chart", help="Draw what happened, as a PNG file.")] = None,
     model: Model = None,
@@ -70,11 +72,20 @@ def _print_table(shown: Demonstration) -> None:
     for name in (["text"] if many else []) + ["at token", "hidden", "asked", "answered", "sure", ""]:
         table.add_column(name, justify="right" if name in ("text", "at token", "sure") else "left")
     for asked in shown.asked:
-        row = [f"{asked.at_token:,}", asked.sentence, asked.question, asked.answer or "(nothing)", f"{asked.probability:.0%}"]
+        row = [
+            f"{asked.at_token:,}",
+            asked.sentence,
+            asked.question,
+            asked.answer or "(nothing)",
+            f"{asked.probability:.0%}",
+        ]
         table.add_row(*([str(asked.text + 1)] if many else []), *row, "✓" if asked.right else "✗")
     console.print(table)
     right = sum(asked.right for asked in shown.asked)
-    console.print(f"right: {right} of {shown.questions}   reading: {shown.tokens_per_s:,.0f} tokens/s   peak memory: {shown.peak_rss_mb:,.0f} MB")
+    console.print(
+        f"right: {right} of {shown.questions}   reading: {shown.tokens_per_s:,.0f} tokens/s   "
+        f"peak memory: {shown.peak_rss_mb:,.0f} MB"
+    )
     ratio = shown.full_attention_kv_bytes / shown.state_bytes
     console.print(
         f"kept of the text: {shown.state_bytes:,} bytes; full attention in the same backbone would keep "

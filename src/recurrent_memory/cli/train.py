@@ -12,7 +12,9 @@ from .common import Common, Debug, Json, Seed, Threads
 
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, such as recipes/small.yaml.")],
-    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="In place of what the recipe says.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="In place of what the recipe says.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Only check that the recipe is valid.")] = False,
     as_json: Json = False,
@@ -31,7 +33,10 @@ def train(
 
     loaded = load_recipe(recipe, [*(settings or []), *([f"seed={seed}"] if seed is not None else [])])
     if check:
-        common.show({"recipe": recipe, "valid": True, "stages": len(loaded.stages)}, f"{recipe}: valid, {len(loaded.stages)} stages")
+        common.show(
+            {"recipe": recipe, "valid": True, "stages": len(loaded.stages)},
+            f"{recipe}: valid, {len(loaded.stages)} stages",
+        )
         return
     import torch
 
@@ -41,8 +46,8 @@ def train(
         torch.set_num_threads(common.threads)
     last = make(loaded, resume=resume, report=_bar(len(loaded.stages)))
     words = (
-        f"{loaded.out}: trained for {last['elapsed_s'] / 60:.0f} minutes on {last['tokens']:,} tokens; accuracy {last['accuracy']:.3f}, "
-        f"of facts at least 10 segments old {last['accuracy_old']:.3f}"
+        f"{loaded.out}: trained for {last['elapsed_s'] / 60:.0f} minutes on {last['tokens']:,} tokens; "
+        f"accuracy {last['accuracy']:.3f}, of facts at least 10 segments old {last['accuracy_old']:.3f}"
     )
     common.show({"out": loaded.out, **last}, words)
 
@@ -54,7 +59,9 @@ def _bar(num_stages: int) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    progress = Progress(BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), console=Console(stderr=True))
+    progress = Progress(
+        BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), console=Console(stderr=True)
+    )
     progress.start()
     task = progress.add_task("", total=num_stages)
 
@@ -66,6 +73,6 @@ def _bar(num_stages: int) -> Any:
 
 def _line(row: dict[str, Any], num_stages: int) -> str:
     return (
-        f"stage {row['stage'] + 1}/{num_stages}  step {row['step']}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}  "
-        f"old facts {row['accuracy_old']:.3f}  {row['tokens']:,} tokens"
+        f"stage {row['stage'] + 1}/{num_stages}  step {row['step']}  loss {row['loss']:.3f}  "
+        f"accuracy {row['accuracy']:.3f}  old facts {row['accuracy_old']:.3f}  {row['tokens']:,} tokens"
     )

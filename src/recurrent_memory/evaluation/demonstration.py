@@ -170,7 +170,9 @@ def _draw(rng: random.Random, count: int, num_chars: int) -> list[tuple[int, Fac
     return list(zip(positions, facts, strict=True))
 
 
-def _token_ids(tokenizer: Any, text: str | Path | None, inserts: list[tuple[int, Fact]], tokens: int) -> Iterator[list[int]]:
+def _token_ids(
+    tokenizer: Any, text: str | Path | None, inserts: list[tuple[int, Fact]], tokens: int
+) -> Iterator[list[int]]:
     chunks = hide_stream(_chunks(text), [(position, fact.sentence) for position, fact in inserts])
     left = tokens
     for ids in stream_token_ids(tokenizer, chunks):

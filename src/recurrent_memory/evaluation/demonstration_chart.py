@@ -36,9 +36,17 @@ def draw(shown: Demonstration, path: str | Path) -> None:
             ha="right" if near_end else "left",
             fontsize=8.5,
         )
-    left.set(yticks=[], ylim=(len(asked) - 0.4, -0.8), xlim=(-0.01 * shown.tokens, 1.01 * shown.tokens), xlabel="token of the text")
+    left.set(
+        yticks=[],
+        ylim=(len(asked) - 0.4, -0.8),
+        xlim=(-0.01 * shown.tokens, 1.01 * shown.tokens),
+        xlabel="token of the text",
+    )
     left.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    left.set_title(f"{sum(a.right for a in shown.asked)} of {shown.questions} answered rightly, {shown.tokens:,} tokens read once", fontsize=10)
+    left.set_title(
+        f"{sum(a.right for a in shown.asked)} of {shown.questions} answered rightly, {shown.tokens:,} tokens read once",
+        fontsize=10,
+    )
     left.spines[["left", "top", "right"]].set_visible(False)
     values = [shown.state_bytes, shown.full_attention_kv_bytes]
     right.bar(["memory", "KV cache of\nfull attention"], values, color=["tab:green", "0.6"])

@@ -7,6 +7,7 @@ text there. That is the state that reading the sample alone gives.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ..inference.asking import ask
 from ..model import RecurrentMemoryModel
 from ..segments import Segment
 from ..state import MemoryState
-from ..tasks.whereabouts import PEOPLE, PLACES, Fact, VERBS, draw_distractor, is_right, question
+from ..tasks.whereabouts import PEOPLE, PLACES, VERBS, Fact, draw_distractor, is_right, question
 from .composite import Composite, Insert, NoiseText
 
 Mode = Literal["first", "anywhere", "four", "distractors"]
@@ -173,7 +174,7 @@ def _four(job: Job, rng: random.Random, noise: NoiseText, asks: list[int]) -> _S
     spread = 4 * _ROOM_TOKENS
     while True:
         tokens = sorted(rng.sample(range(max(len(facts) * spread * 2, job.length - _ROOM_TOKENS)), len(facts)))
-        if all(b - a > spread for a, b in zip(tokens, tokens[1:], strict=False)):
+        if all(b - a > spread for a, b in itertools.pairwise(tokens)):
             break
     rng.shuffle(facts)
     answers: dict[str, str] = {}

@@ -102,7 +102,8 @@ def check_identity(old: dict[str, Any], new: dict[str, Any]) -> None:
     if [file["sha256"] for file in old_files] == [file["sha256"] for file in new_files]:
         return
     raise SourceChangedError(
-        f"the text has changed since the reading began: {_difference(old_files, new_files)}; start anew"
+        f"the text has changed since the reading began: {_difference(old_files, new_files)}; "
+        "give the same text, or start again with --force"
     )
 
 
@@ -275,7 +276,7 @@ def _codec_name(encoding: str) -> str:
     try:
         codec = codecs.lookup(encoding)
         codecs.getincrementaldecoder(encoding)
-        b"".decode(encoding)  # refuses codecs that are no text encodings, such as base64
+        io.TextIOWrapper(io.BytesIO(), encoding)  # refuses codecs that are no text encodings, such as base64
     except (LookupError, ValueError):
         raise InputError(
             f"encoding={encoding!r} is not a known text encoding; such as utf-8, utf-16, latin-1, cp1252"

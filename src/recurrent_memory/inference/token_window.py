@@ -106,7 +106,8 @@ class WindowEncoder:
         if not tokenizer.is_fast:
             return None
         backend = _plain_backend(tokenizer)
-        added = backend.get_added_tokens_decoder().values()
+        numbered = backend.get_added_tokens_decoder()
+        added = numbered.values()
         model = backend.model
         encoder = cls(
             backend=backend,
@@ -118,7 +119,7 @@ class WindowEncoder:
             strip_before=tuple(sorted({token.content for token in added if token.lstrip})),
         )
         expected = tokenizer(_SAMPLE, add_special_tokens=False, verbose=False)["input_ids"]
-        return encoder if encoder.ids(_SAMPLE) == expected else None
+        return encoder if encoder.ids(_SAMPLE) == expected and numbered == tokenizer.added_tokens_decoder else None
 
     @property
     def context(self) -> int:
@@ -158,10 +159,5 @@ def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
         plain.pre_tokenizer = original.pre_tokenizer
     added = original.get_added_tokens_decoder()
     plain.add_tokens([added[i] for i in sorted(added)])
-    if plain.get_added_tokens_decoder() != added:  # ids with gaps cannot be given to a new tokenizer
-        plain = Tokenizer.from_str(original.to_str())
-        plain.no_truncation()
-        plain.no_padding()
-        plain.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
     plain.encode_special_tokens = tokenizer.split_special_tokens
     return plain

@@ -29,7 +29,9 @@ def word_ends(text: str) -> list[int]:
     return [match.start() for match in _BREAK.finditer(text)] or [len(text)]
 
 
-def hide(text: str, sentences: Sequence[str], positions: Sequence[int], rng: random.Random, newline_share: float = 0.0) -> Hidden:
+def hide(
+    text: str, sentences: Sequence[str], positions: Sequence[int], rng: random.Random, newline_share: float = 0.0
+) -> Hidden:
     """Put each sentence at (the first word end from) its position. Sentences at one position keep their order.
 
     Args:

@@ -1,4 +1,4 @@
-"""Real text that every machine with Python has: the language reference, and the standard library's documentation and sources."""
+"""Real text on every machine with Python: the language reference, the library's documentation and sources."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def library_files() -> list[Path]:
 def library_text() -> Iterator[str]:
     """The language reference first, then file after file."""
     try:
-        from pydoc_data.topics import topics
+        from pydoc_data import topics as reference
     except ImportError:
-        topics: dict[str, str] = {}
+        reference = None
+    topics: dict[str, str] = reference.topics if reference is not None else {}
     for name in sorted(topics):
         yield topics[name] + "\n"
     for path in library_files():

@@ -43,7 +43,12 @@ def draw_fact(rng: random.Random, people: Sequence[str] = PEOPLE, place: str | N
     return Fact(rng.choice(people), place or rng.choice(PLACES), rng.choice(VERBS))
 
 
-_OTHER_PEOPLE = tuple("Peter Emma Fred Bill Julie Jeff Harry Lucy George Anna Tom Alice Robert Jane Henry Susan".split())
+# fmt: off
+_OTHER_PEOPLE = (
+    "Peter", "Emma", "Fred", "Bill", "Julie", "Jeff", "Harry", "Lucy",
+    "George", "Anna", "Tom", "Alice", "Robert", "Jane", "Henry", "Susan",
+)
+# fmt: on
 _TRAINING_DISTRACTORS = (
     "{other} {verb} the {place}.",
     "{person} thought about the {place}.",

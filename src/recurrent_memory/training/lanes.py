@@ -68,8 +68,8 @@ class Lane:
         """The next segment: full most of the time, cut short or cut inside a fact at times.
 
         Afterwards `known` holds who is where by all that was taken so far, `age` how many segments ago that was said,
-        and `said` the facts that ended in this segment: the position of the token before the last (the place, which may lie
-        a segment back: then it is left out), and the person; `quiet` says that there was no part of a fact in it.
+        and `said` the facts that ended in this segment: the position of the token before the last (the place, which may
+        lie a segment back: then it is left out), and the person; `quiet` says that no part of a fact was in it.
         """
         while len(self._buffer) <= self.segment_length:
             self._extend()
@@ -124,7 +124,8 @@ class Lane:
         hidden = hide(text, sentences, [rng.choice(ends) for _ in order], rng, NEWLINE_SHARE)
         encoding = self.tokenizer.encode(hidden.text, add_special_tokens=False)
         spans = sorted(
-            ((span, item) for span, item in zip(hidden.spans, order, strict=True) if not isinstance(item, str)), key=lambda pair: pair[0]
+            ((span, item) for span, item in zip(hidden.spans, order, strict=True) if not isinstance(item, str)),
+            key=lambda pair: pair[0],
         )
         offsets, token = encoding.offsets if facts else [], 0
         for (start, end), fact in spans:

@@ -86,7 +86,10 @@ class Trainer:
         self.binding_probe = BindingProbe(first_layer(model.backbone, model.backbone.config.num_hidden_layers), width)
         self.modules = nn.ModuleDict({"model": model, "memory_probe": self.memory_probe, "binding": self.binding_probe})
         self.optimizer = torch.optim.AdamW(
-            self.modules.parameters(), lr=recipe.stages[0].learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+            self.modules.parameters(),
+            lr=recipe.stages[0].learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
         )
         self.progress = Progress()
 
@@ -112,7 +115,9 @@ class Trainer:
         while self.progress.step < stage.max_steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate(stage)
-            fresh = [row for row in range(stage.lanes) if counted and rng.random() < stage.num_segments / stage.lifetime]
+            fresh = [
+                row for row in range(stage.lanes) if counted and rng.random() < stage.num_segments / stage.lifetime
+            ]
             for row in fresh:
                 lanes[row] = self._lane(stage, rng)
             if fresh:
@@ -150,9 +155,13 @@ class Trainer:
     def _lane(self, stage: Stage, rng: random.Random) -> Lane:
         low, high = stage.facts
         facts = math.exp(rng.uniform(math.log(low), math.log(high)))
-        return Lane(self.encode, self.noise, rng.getrandbits(48), facts, rng.choice(stage.distractors), stage.segment_length)
+        return Lane(
+            self.encode, self.noise, rng.getrandbits(48), facts, rng.choice(stage.distractors), stage.segment_length
+        )
 
-    def _step(self, stage: Stage, lanes: list[Lane], state: MemoryState, rng: random.Random, counted: int) -> MemoryState:
+    def _step(
+        self, stage: Stage, lanes: list[Lane], state: MemoryState, rng: random.Random, counted: int
+    ) -> MemoryState:
         total, weight, kept = torch.zeros(()), 0.0, torch.zeros(())
         right: list[float] = []
         old: list[float] = []
@@ -164,7 +173,10 @@ class Trainer:
             segment = Segment(torch.tensor([ids + [0] * (width - len(ids)) for ids in taken]), lengths)
             before = state.memory.detach()
             if stage.jitter:
-                state = state.folded({"memory": state.memory + stage.jitter * torch.randn_like(before)}, torch.zeros(len(lanes), dtype=torch.bool))
+                state = state.folded(
+                    {"memory": state.memory + stage.jitter * torch.randn_like(before)},
+                    torch.zeros(len(lanes), dtype=torch.bool),
+                )
             state = self.model.step(segment, state)[1]
             quiet = torch.tensor([lane.quiet and bool(lane.known) for lane in lanes])
             if stage.keep and bool(quiet.any()):
@@ -186,8 +198,8 @@ class Trainer:
             loss = total / weight + kept
             if not bool(torch.isfinite(loss)):
                 raise RecipeError(
-                    f"the loss became {loss.item()} in stage {self.progress.stage}, step {self.progress.step}; the last checkpoint "
-                    "is good: lower the learning rate and train again"
+                    f"the loss became {loss.item()} in stage {self.progress.stage}, step {self.progress.step}; "
+                    "the last checkpoint is good: lower the learning rate and train again"
                 )
             loss.backward()
             nn.utils.clip_grad_norm_(self.modules.parameters(), self.recipe.clip_norm)

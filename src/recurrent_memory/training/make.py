@@ -23,7 +23,9 @@ from .recipe import Recipe
 from .tokenizer import train_tokenizer
 
 
-def make(recipe: Recipe, *, resume: bool = False, report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+def make(
+    recipe: Recipe, *, resume: bool = False, report: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
     """Train what a recipe describes, into its `out` folder.
 
     Args:
@@ -87,7 +89,9 @@ def _new_model(recipe: Recipe, tokenizer: Any) -> RecurrentMemoryModel:
             **values,
         )
     except (KeyError, ValueError, TypeError) as error:
-        raise RecipeError(f"backbone: is not a configuration of a transformers model ({error}); name its model_type") from error
+        raise RecipeError(
+            f"backbone: is not a configuration of a transformers model ({error}); name its model_type"
+        ) from error
     backbone = AutoModelForCausalLM.from_config(config)
     return RecurrentMemoryModel.from_backbone(backbone, MemoryConfig.from_dict(recipe.memory))
 

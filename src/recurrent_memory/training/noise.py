@@ -8,7 +8,25 @@ from pathlib import Path
 
 from ..errors import InputError
 
-TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py", ".pyi", ".tex", ".lean", ".html", ".c", ".h", ".cpp", ".java", ".js", ".jsonl", ".csv"})
+TEXT_SUFFIXES = frozenset(
+    {
+        ".txt",
+        ".md",
+        ".rst",
+        ".py",
+        ".pyi",
+        ".tex",
+        ".lean",
+        ".html",
+        ".c",
+        ".h",
+        ".cpp",
+        ".java",
+        ".js",
+        ".jsonl",
+        ".csv",
+    }
+)
 MIN_DOCUMENT_CHARS = 200
 
 
@@ -27,7 +45,9 @@ def load_noise(sources: Sequence[str], max_chars: int, seed: int) -> list[list[s
         InputError: if a source is neither a path nor a dataset that can be loaded, or has no text.
     """
     if not sources:
-        raise InputError("noise is empty: give the recipe texts to hide facts in, such as noise=path/to/texts (a folder or a hub id)")
+        raise InputError(
+            "noise is empty: give the recipe texts to hide facts in, such as noise=path/to/texts (a folder or a hub id)"
+        )
     share = max_chars // len(sources)
     return [_load(source, share, seed + index) for index, source in enumerate(sources)]
 
@@ -36,7 +56,9 @@ def _load(source: str, max_chars: int, seed: int) -> list[str]:
     path = Path(source).expanduser()
     documents = _from_path(path, max_chars, seed) if path.exists() else _from_hub(source, max_chars)
     if not documents:
-        raise InputError(f"noise {source}: no text of at least {MIN_DOCUMENT_CHARS} characters is there; give another folder or dataset")
+        raise InputError(
+            f"noise {source}: no text of at least {MIN_DOCUMENT_CHARS} characters is there; give another folder or dataset"
+        )
     return documents
 
 
@@ -44,7 +66,11 @@ def _from_path(path: Path, max_chars: int, seed: int) -> list[str]:
     if path.is_file():
         files = [path]
     else:
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and "test" not in p.as_posix().split("/")[-2] and p.is_file())
+        files = sorted(
+            p
+            for p in path.rglob("*")
+            if p.suffix.lower() in TEXT_SUFFIXES and "test" not in p.as_posix().split("/")[-2] and p.is_file()
+        )
     random.Random(seed).shuffle(files)
     documents: list[str] = []
     total = 0
@@ -64,7 +90,7 @@ def _from_path(path: Path, max_chars: int, seed: int) -> list[str]:
 
 def _from_hub(name: str, max_chars: int) -> list[str]:
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(f"noise {name}: no such path; to load it from the hub, `pip install datasets`") from error
     try:
@@ -79,4 +105,6 @@ def _from_hub(name: str, max_chars: int) -> list[str]:
                 break
         return documents
     except Exception as error:
-        raise InputError(f"noise {name}: no such path, and not loadable from the hub ({str(error).splitlines()[0]})") from error
+        raise InputError(
+            f"noise {name}: no such path, and not loadable from the hub ({str(error).splitlines()[0]})"
+        ) from error

@@ -33,7 +33,9 @@ class MemoryProbe(nn.Module):
     def loss(self, memory: Float[Tensor, "B M D"], lanes: Sequence[Lane]) -> tuple[Tensor, float]:
         """Summed cross-entropy over people heard of, a little towards every place alike for the others; accuracy."""
         logits = self.linear(memory.flatten(1)).view(-1, len(PEOPLE), len(PLACES))
-        target = torch.tensor([[PLACES.index(lane.known[p]) if p in lane.known else -1 for p in PEOPLE] for lane in lanes])
+        target = torch.tensor(
+            [[PLACES.index(lane.known[p]) if p in lane.known else -1 for p in PEOPLE] for lane in lanes]
+        )
         known = target >= 0
         loss = -0.1 * log_softmax(logits[~known], -1).mean(-1).sum()
         if not bool(known.any()):
@@ -62,7 +64,11 @@ class BindingProbe(nn.Module):
 
     def loss(self, lanes: Sequence[Lane], text_start: int) -> Tensor:
         """Summed cross-entropy over the facts that ended in the segment that the backbone has just read."""
-        said = [(row, text_start + position, PEOPLE.index(person)) for row, lane in enumerate(lanes) for position, person in lane.said]
+        said = [
+            (row, text_start + position, PEOPLE.index(person))
+            for row, lane in enumerate(lanes)
+            for position, person in lane.said
+        ]
         if not said:
             return torch.zeros(())
         rows, positions, people = (torch.tensor(column) for column in zip(*said, strict=True))

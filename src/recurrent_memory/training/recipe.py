@@ -28,7 +28,7 @@ class Stage(_Strict):
     Args:
         num_segments: Segments that gradients go back through, k.
         segment_length: The longest segment of the stage; at most the model's.
-        lifetime: The mean number of segments after which a lane begins a new text. `num_segments` and below: every step.
+        lifetime: The mean number of segments after which a lane begins a new text; up to `num_segments`: every step.
         facts: The mean number of facts a segment, drawn for every lane between these two, log-uniformly.
         distractors: The mean number of look-alike sentences a segment; one of these for every lane.
         lanes: Texts read side by side.
@@ -89,7 +89,7 @@ class Recipe(_Strict):
     seed: int = 0
     backbone: dict[str, Any]
     memory: dict[str, Any]
-    tokenizer: TokenizerRecipe = TokenizerRecipe()
+    tokenizer: TokenizerRecipe = Field(default_factory=TokenizerRecipe.model_construct)
     noise: list[str] = []
     noise_chars: int = Field(80_000_000, gt=0)
     stages: list[Stage] = Field(min_length=1)
@@ -115,7 +115,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe, such as recipes/small.yaml") from error
+        raise RecipeError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a recipe, such as recipes/small.yaml"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict):
