@@ -105,7 +105,7 @@ def check_mask(attention_mask: Tensor | None, input_ids: Tensor) -> Bool[Tensor,
 
 
 def align(input_ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"]) -> Aligned:
-    """Move the kept tokens of each row to its left edge, in order. `scatter_back` is the inverse.
+    """Move the kept tokens of each row to its left edge, in order. Scattering to `columns` is the inverse.
 
     Example:
         >>> ids, keep = torch.tensor([[0, 0, 7, 8]]), torch.tensor([[False, False, True, True]])

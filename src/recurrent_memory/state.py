@@ -218,8 +218,8 @@ class MemoryState:
             "format_version": FORMAT_VERSION,
             "fingerprint": self.fingerprint,
             "memory_config": json.dumps(self.memory_config.to_dict(), sort_keys=True),
-            "sha256": _hash(tensors),
         }
+        header["sha256"] = _hash(tensors, header)
         data = _in_order(save(tensors, metadata=header))
         with atomic_write(path) as temporary:
             temporary.write_bytes(data)
@@ -294,7 +294,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise StateFileError(f"{path}: damaged or not a safetensors file ({error}); read the text again") from error
     except OSError as error:
         raise StateFileError(f"{path}: cannot be read ({error.strerror or error}); check the permissions") from error
-    if header.get("sha256") != _hash(tensors):
+    if header.pop("sha256", None) != _hash(tensors, header):
         raise StateFileError(f"{path}: damaged, its bytes are not those that were written; read the text again")
     return tensors, header
 
@@ -307,8 +307,8 @@ def _in_order(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
-def _hash(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _hash(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())

@@ -580,12 +580,12 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path: Path) -> None:
 def test_ctrl_c_in_a_process_of_its_own_that_waits_for_standard_input(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "model")
     out = tmp_path / "out.safetensors"
-    code = "import sys; from recurrent_memory.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from recurrent_memory.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "read", "-", "--model", str(folder), "--out", str(out), "--save-every", "0"]
     command += ["--threads", "1"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None
-    process.stdin.write((prose(4000) + "\n").encode())
+    process.stdin.write((prose(2000) + "\n").encode())
     process.stdin.flush()
     for _ in range(6000):
         if partial_path(out).exists() or process.poll() is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -9,7 +11,7 @@ import typer
 import typer.core
 import typer.main
 
-from .common import run_safely
+from .common import reads_in_background, run_safely
 
 # name: (module:function, what it does). One line for each command; `rmt --help` shows them in this order.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -63,4 +65,10 @@ def rmt(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0, or 2 after one clear line on stderr."""
-    return run_safely(app, arguments)
+    status = run_safely(app, arguments)
+    if arguments is None and reads_in_background():
+        # A thread that waits for standard input would have Python abort at its end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status

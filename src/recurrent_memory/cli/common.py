@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -158,6 +159,11 @@ def run_safely(app: Callable[..., Any], arguments: list[str] | None) -> int:
             print(f"rmt: {line}", file=sys.stderr, flush=True)
         return FAILED
     return status if isinstance(status, int) else 0
+
+
+def reads_in_background() -> bool:
+    """Whether a thread that makes tokens has not ended, because it waits for more text."""
+    return any(thread.daemon and thread.name == "tokenizer" for thread in threading.enumerate())
 
 
 def explain(error: BaseException) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from ..files import atomic_write
@@ -53,7 +54,8 @@ def draw(shown: Demonstration, path: str | Path) -> None:
     right.set(yscale="log", ylabel="bytes kept")
     right.bar_label(right.containers[0], [_size(value) for value in values], fontsize=9)  # pyright: ignore[reportArgumentType]
     right.spines[["top", "right"]].set_visible(False)
-    with atomic_write(path) as temporary:
+    with atomic_write(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a model may answer in any script
         figure.savefig(temporary, dpi=130, format="png")
     plt.close(figure)
 

@@ -57,7 +57,8 @@ def _load(source: str, max_chars: int, seed: int) -> list[str]:
     documents = _from_path(path, max_chars, seed) if path.exists() else _from_hub(source, max_chars)
     if not documents:
         raise InputError(
-            f"noise {source}: no text of at least {MIN_DOCUMENT_CHARS} characters is there; give another folder or dataset"
+            f"noise {source}: no text of at least {MIN_DOCUMENT_CHARS} characters is there; "
+            "give another folder or dataset"
         )
     return documents
 
