@@ -70,7 +70,9 @@ class RecurrentMemoryConfig(PretrainedConfig):
             BackboneError: if there is none.
         """
         if self.backbone is None or isinstance(self.backbone, dict):
-            raise BackboneError("this configuration names no backbone; make the model with RecurrentMemoryModel.from_backbone")
+            raise BackboneError(
+                "this configuration names no backbone; make the model with RecurrentMemoryModel.from_backbone"
+            )
         return self.backbone
 
     def to_dict(self) -> dict[str, Any]:

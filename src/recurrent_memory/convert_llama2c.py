@@ -60,7 +60,9 @@ def convert_model(path: str | Path) -> LlamaForCausalLM:
         shapes["classifier"] = (vocab, dim)
     expected = _HEADER.size + 4 * sum(int(np.prod(shape)) for shape in shapes.values())
     if len(data) != expected:
-        raise InputError(f"{path}: has {len(data)} bytes, its header says {expected}; is it whole, and of the first version?")
+        raise InputError(
+            f"{path}: has {len(data)} bytes, its header says {expected}; is it whole, and of the first version?"
+        )
     weights: dict[str, Tensor] = {}
     offset = _HEADER.size
     for name, shape in shapes.items():
@@ -142,11 +144,15 @@ def convert_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         if piece[:cut] in ids and piece[cut:] in ids
     ]
     merges.sort(key=lambda merge: -merge[0])
-    model = models.BPE(ids, [(left, right) for _, left, right in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    model = models.BPE(
+        ids, [(left, right) for _, left, right in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
@@ -154,7 +160,9 @@ def _read(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file in llama2.c's binary format") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give a file in llama2.c's binary format"
+        ) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -175,7 +183,9 @@ def main(arguments: list[str] | None = None) -> int:
     except RecurrentMemoryError as error:
         parser.error(str(error))
     if len(tokenizer) != model.config.vocab_size:
-        parser.error(f"the tokenizer has {len(tokenizer)} pieces, the model {model.config.vocab_size}; they do not go together")
+        parser.error(
+            f"the tokenizer has {len(tokenizer)} pieces, the model {model.config.vocab_size}; they do not go together"
+        )
     model.save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     return 0

@@ -9,7 +9,7 @@ so that weights are hashed only when they have changed and somebody asks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ class Moment:
         self.mark: int | None = _mark(model)
 
     def __call__(self) -> str:
+        """The fingerprint of that moment, if the weights are still the same."""
         if self.value is None:
             if not self.is_now():
                 raise StateError(
@@ -88,7 +89,7 @@ class Fingerprint:
         return mixed
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self) -> Generator[None]:
         """The fingerprint stays while the weights are written anew, to compute the same in another form."""
         moment = self.now()
         moment()

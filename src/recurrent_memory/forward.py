@@ -47,7 +47,9 @@ def run_forward(
         if labels.ndim == 1:
             labels = labels[None]
         if labels.shape != (text.input_ids.shape[0], width):
-            raise InputError(f"labels has the shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}; they must be equal")
+            raise InputError(
+                f"labels has the shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}; they must be equal"
+            )
     kept, order = columns.unique(return_inverse=True)
     output = _predict(model, new, text, state, labels, kept, width, kwargs.get("num_items_in_batch"))
     if output.logits is not None and not torch.equal(kept, columns):
@@ -111,7 +113,9 @@ def _predict(
             continue
         logits = view.head(hidden[needed])
         if labels is not None:
-            losses.append(cross_entropy(_at_least_float32(logits), target[needed], ignore_index=IGNORE, reduction="sum"))
+            losses.append(
+                cross_entropy(_at_least_float32(logits), target[needed], ignore_index=IGNORE, reduction="sum")
+            )
         here = slot[needed]
         if bool((here >= 0).any()):
             pieces.append((logits[here >= 0], here[here >= 0]))
@@ -162,7 +166,9 @@ def _slots(new: Aligned, text: Segment, starts: Tensor, columns: Tensor, width: 
     return slots
 
 
-def _assemble(model: RecurrentMemoryModel, pieces: list[tuple[Tensor, Tensor]], new: Aligned, columns: Tensor) -> Tensor | None:
+def _assemble(
+    model: RecurrentMemoryModel, pieces: list[tuple[Tensor, Tensor]], new: Aligned, columns: Tensor
+) -> Tensor | None:
     batch, count = new.lengths.shape[0], columns.numel()
     if not count:
         return None
@@ -186,7 +192,9 @@ def _pending_segment(state: MemoryState) -> Segment:
     return Segment(state.pending[:, :width], state.pending_lengths)
 
 
-def _classify(model: RecurrentMemoryModel, view: EncoderBackbone, state: MemoryState, labels: Tensor | None) -> RecurrentMemoryOutput:
+def _classify(
+    model: RecurrentMemoryModel, view: EncoderBackbone, state: MemoryState, labels: Tensor | None
+) -> RecurrentMemoryOutput:
     output, _ = model.memory.look(
         view, _pending_segment(state), state.tensors, run=lambda rows, lengths: view.classify(rows, lengths, labels)
     )
@@ -194,9 +202,15 @@ def _classify(model: RecurrentMemoryModel, view: EncoderBackbone, state: MemoryS
 
 
 def _decode(
-    model: RecurrentMemoryModel, view: Seq2SeqBackbone, state: MemoryState, labels: Tensor | None, kwargs: dict[str, Any]
+    model: RecurrentMemoryModel,
+    view: Seq2SeqBackbone,
+    state: MemoryState,
+    labels: Tensor | None,
+    kwargs: dict[str, Any],
 ) -> RecurrentMemoryOutput:
-    inputs = {name: kwargs[name] for name in ("decoder_input_ids", "decoder_attention_mask") if kwargs.get(name) is not None}
+    inputs = {
+        name: kwargs[name] for name in ("decoder_input_ids", "decoder_attention_mask") if kwargs.get(name) is not None
+    }
     if labels is None and not inputs:
         return RecurrentMemoryOutput(memory_state=state)
     encoded, rows = model.memory.look(view, _pending_segment(state), state.tensors)

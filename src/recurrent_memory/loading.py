@@ -86,7 +86,9 @@ def build_backbone_model(config: RecurrentMemoryConfig, attention: str | None = 
     kwargs = {"dtype": config.dtype} if config.dtype is not None else {}
     if attention is not None:
         kwargs["attn_implementation"] = attention
-    model = cls._from_config(config.backbone_config, **kwargs)
+    model = cls._from_config(  # pyright: ignore[reportPrivateUsage]
+        config.backbone_config, **kwargs
+    )
     if config.peft:
         from .adapters import inject_configs
 
@@ -95,12 +97,18 @@ def build_backbone_model(config: RecurrentMemoryConfig, attention: str | None = 
 
 
 def load_pretrained(
-    cls: type[RecurrentMemoryModel], load: Callable[..., Any], path: str | Path, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> RecurrentMemoryModel:
+    cls: type[RecurrentMemoryModel],
+    load: Callable[..., Any],
+    path: str | Path,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
     """See `RecurrentMemoryModel.from_pretrained`."""
     config = kwargs.get("config")
     if config is None:
-        config = _load_config(path, {k: kwargs[k] for k in ("revision", "token", "cache_dir", "subfolder") if k in kwargs})
+        config = _load_config(
+            path, {k: kwargs[k] for k in ("revision", "token", "cache_dir", "subfolder") if k in kwargs}
+        )
     if config.model_type != RecurrentMemoryConfig.model_type:
         raise BackboneError(
             f"{path}: is a {config.model_type} model without a memory; give it one with RecurrentMemoryModel.from_backbone "
@@ -113,9 +121,13 @@ def load_pretrained(
     except RecurrentMemoryError:
         raise
     except Exception as error:
-        raise BackboneError(f"{path}: the weights cannot be loaded ({_first_line(error)}); is the folder whole?") from error
+        raise BackboneError(
+            f"{path}: the weights cannot be loaded ({_first_line(error)}); is the folder whole?"
+        ) from error
     if missing := sorted(info["missing_keys"]):
-        raise BackboneError(f"{path}: the weights lack {missing[:3]}{' …' if len(missing) > 3 else ''}; is the folder whole?")
+        raise BackboneError(
+            f"{path}: the weights lack {missing[:3]}{' …' if len(missing) > 3 else ''}; is the folder whole?"
+        )
     check_finite(loaded)
     if loaded.config.peft:
         from .adapters import restore_trainable
@@ -127,7 +139,10 @@ def load_pretrained(
 
 def head_classes(family: Family, config: PretrainedConfig) -> dict[str, type[PreTrainedModel]]:
     """The classes of a model with each of its family's heads, by task, as transformers' Auto classes know them."""
-    found = {task: getattr(transformers, auto)._model_mapping.get(type(config), None) for task, auto in family.auto_class.items()}
+    found = {
+        task: getattr(transformers, auto)._model_mapping.get(type(config), None)
+        for task, auto in family.auto_class.items()
+    }
     return {task: cls for task, cls in found.items() if isinstance(cls, type)}
 
 
@@ -140,7 +155,9 @@ def _check_has_no_memory(config: PretrainedConfig, what: str | Path) -> None:
 
 def _known_task(family: Family, task: str | None) -> str:
     if task is not None and task not in family.auto_class:
-        raise ConfigError(f"task={task!r} is not for the family {family.name!r}; choose one of {', '.join(family.auto_class)}")
+        raise ConfigError(
+            f"task={task!r} is not for the family {family.name!r}; choose one of {', '.join(family.auto_class)}"
+        )
     return task or next(iter(family.auto_class))
 
 
@@ -154,7 +171,9 @@ def _check_head(model: PreTrainedModel, family: Family, task: str | None, num_la
             f"or add it: {HOW_TO_ADD}"
         )
     if task is not None and classes.get(_known_task(family, task)) is not type(model):
-        raise ConfigError(f"task={task!r} does not go with the loaded {type(model).__name__}; leave it out, or load another head")
+        raise ConfigError(
+            f"task={task!r} does not go with the loaded {type(model).__name__}; leave it out, or load another head"
+        )
     if num_labels is not None and num_labels != model.config.num_labels:
         raise ConfigError(
             f"num_labels={num_labels}, but the loaded {type(model).__name__} has {model.config.num_labels}; leave it out, or "
@@ -171,7 +190,9 @@ def _load_config(path: str | Path, kwargs: dict[str, Any] | None = None) -> Any:
     try:
         return AutoConfig.from_pretrained(str(path), **(kwargs or {}))
     except (OSError, ValueError, KeyError) as error:
-        raise BackboneError(f"{path}: no model is there, neither as a folder nor on the hub ({_first_line(error)})") from error
+        raise BackboneError(
+            f"{path}: no model is there, neither as a folder nor on the hub ({_first_line(error)})"
+        ) from error
 
 
 def _tokenizer_beside(path: str | Path) -> Any:

@@ -29,7 +29,7 @@ from .segments import Aligned, Segment, align, check_ids, check_mask, join, num_
 from .state import MemoryState
 
 
-class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixin):
+class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A Hugging Face model that reads texts of any length, a segment at a time, into a memory of constant size.
 
     Make one with `from_backbone`, load one with `from_pretrained`. Memory is never kept inside the model: `read` and
@@ -63,7 +63,7 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
         self.loss_type = self.view.loss_type
         if not any(parameter.is_meta for parameter in self.backbone.parameters()):
             for module in self.backbone.modules():  # an adapter's layers too: nothing that is there is drawn anew
-                module._is_hf_initialized = True
+                module._is_hf_initialized = True  # pyright: ignore[reportArgumentType]
         self.memory_config: MemoryConfig = config.memory_config
         self.memory: Memory = memory_class(self.memory_config.kind)(self.memory_config, self.view)
         self._check_fits()
@@ -114,7 +114,9 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
         return made
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> RecurrentMemoryModel:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
+    ) -> RecurrentMemoryModel:
         """Load a folder that `save_pretrained` wrote, or the same on the hub. Weights are safetensors, never pickles.
 
         Raises:
@@ -276,7 +278,9 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
         if bool(state.pending_lengths.any()):
             raise StateError("step takes a state with nothing pending; call model.fold(state) first")
         if segment.input_ids.shape[0] != state.batch_size:
-            raise InputError(f"the segment has {segment.input_ids.shape[0]} rows, the state {state.batch_size}; they must be equal")
+            raise InputError(
+                f"the segment has {segment.input_ids.shape[0]} rows, the state {state.batch_size}; they must be equal"
+            )
         if segment.input_ids.shape[1] > self.memory_config.segment_length:
             raise InputError(
                 f"the segment has {segment.input_ids.shape[1]} tokens, more than segment_length={self.memory_config.segment_length}; "
@@ -306,7 +310,9 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
             return hidden, state
         part = segment.rows(rows)
         some, new = self.memory.fold(view, part, {name: t[rows] for name, t in state.tensors.items()})
-        hidden = hidden.to(some.dtype).index_copy(0, rows, torch.nn.functional.pad(some, (0, 0, 0, hidden.shape[1] - some.shape[1])))
+        hidden = hidden.to(some.dtype).index_copy(
+            0, rows, torch.nn.functional.pad(some, (0, 0, 0, hidden.shape[1] - some.shape[1]))
+        )
         tensors = {name: t.index_copy(0, rows, new[name].to(t.dtype)) for name, t in state.tensors.items()}
         return hidden, state.folded(tensors, active)
 
@@ -316,7 +322,9 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
             return state
         state = self._going_on(state)
         segment = Segment(state.pending[:, : int(state.pending_lengths.max())], state.pending_lengths)
-        return self.fold_segment(segment, state)[1].with_pending(state.pending[:, :0], torch.zeros_like(state.pending_lengths))
+        return self.fold_segment(segment, state)[1].with_pending(
+            state.pending[:, :0], torch.zeros_like(state.pending_lengths)
+        )
 
     def new_text(
         self, input_ids: Tensor, attention_mask: Tensor | None, state: MemoryState | None
@@ -331,13 +339,18 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
             state = self.initial_state(input_ids.shape[0])
         state = self._going_on(state)
         if state.batch_size != input_ids.shape[0]:
-            raise InputError(f"input_ids has {input_ids.shape[0]} rows, memory_state {state.batch_size}; they must be equal")
+            raise InputError(
+                f"input_ids has {input_ids.shape[0]} rows, memory_state {state.batch_size}; they must be equal"
+            )
         new = align(input_ids, keep)
         return new, join(state.pending, state.pending_lengths, new.input_ids, new.lengths), state
 
     @torch.no_grad()
     def read(
-        self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, memory_state: MemoryState | None = None
+        self,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Tensor | None = None,
+        memory_state: MemoryState | None = None,
     ) -> MemoryState:
         """Read text into the memory. Runs no head, keeps no more than a segment; no gradients.
 
@@ -405,7 +418,9 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
             `loss`, `logits` (new tokens only) and `memory_state`.
         """
         if input_ids is None:
-            raise InputError("input_ids is missing; a recurrent-memory model reads token ids (inputs_embeds is not supported)")
+            raise InputError(
+                "input_ids is missing; a recurrent-memory model reads token ids (inputs_embeds is not supported)"
+            )
         return run_forward(self, input_ids, attention_mask, labels, memory_state, logits_to_keep, kwargs)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import prose, save_tiny_model
 
 from recurrent_memory.cli import main
+from tiny_models import prose, save_tiny_model
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_model, tiny_tokenizer
 
 from recurrent_memory import MemoryState
 from recurrent_memory.inference.asking import ask
+from tiny_models import tiny_model, tiny_tokenizer
 
 
 def expected(state: Path, question: str = "Where is Mary?") -> Any:
@@ -44,13 +44,18 @@ def test_the_model_may_have_moved(rmt: Any, state: Path, folder: Path, tmp_path:
     gone = tmp_path / "gone.safetensors"
     loaded.save(gone, {"model": str(tmp_path / "away")})
     line = rmt("ask", gone, "Where?").error
-    assert line == f"{gone}: its model was in '{tmp_path / 'away'}', which is no longer there; say where it is: --model FOLDER"
+    assert (
+        line
+        == f"{gone}: its model was in '{tmp_path / 'away'}', which is no longer there; say where it is: --model FOLDER"
+    )
     assert rmt("ask", gone, "Where?", "--model", moved).status == 0
 
 
 def test_another_model(rmt: Any, state: Path, other_folder: Path) -> None:
     line = rmt("ask", state, "Where?", "--model", other_folder).error
-    assert line.startswith(f"{state}: was written by a model with fingerprint {tiny_model().fingerprint}, this one has ")
+    assert line.startswith(
+        f"{state}: was written by a model with fingerprint {tiny_model().fingerprint}, this one has "
+    )
 
 
 def spoil(state: Path, how: str) -> Path:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import prose, tiny_model, tiny_tokenizer
 
 from recurrent_memory import MemoryState, RecurrentMemoryModel
 from recurrent_memory.inference import writing
+from tiny_models import prose, tiny_model, tiny_tokenizer
 
 PROMPT = prose(5)
 
@@ -42,7 +42,20 @@ def test_from_a_state_and_from_a_state_with_a_prompt(rmt: Any, state: Path, book
 
 
 def test_a_seed_is_drawn_and_repeats(rmt: Any, folder: Path) -> None:
-    command = ["generate", "--model", folder, "--prompt", "Mary", "--temperature", "2", "--top-k", "50", "--top-p", "0.9", "--json"]
+    command = [
+        "generate",
+        "--model",
+        folder,
+        "--prompt",
+        "Mary",
+        "--temperature",
+        "2",
+        "--top-k",
+        "50",
+        "--top-p",
+        "0.9",
+        "--json",
+    ]
     first, second = rmt(*command).json, rmt(*command).json
     assert first["seed"] != second["seed"]
     assert rmt(*command, "--seed", first["seed"]).json["text"] == first["text"]
@@ -80,8 +93,14 @@ def test_ctrl_c_before_the_limit(rmt: Any, folder: Path, monkeypatch: pytest.Mon
         (["--prompt", "a", "--prompt-file", "b"], "--prompt and --prompt-file are two prompts; give one of them"),
         (["--prompt", ""], "the prompt is empty; give a text to continue, or leave --prompt out"),
         (["--prompt", "a", "--max-new-tokens", "-1"], "--max-new-tokens -1: must be 0 (no limit) or more"),
-        (["--prompt", "a", "--max-new-tokens", "0", "--json"], "--json prints the text when it is complete, so it needs"),
-        (["--prompt", "a", "--temperature", "0"], "temperature=0.0 must be above 0; for the most probable token, use --greedy"),
+        (
+            ["--prompt", "a", "--max-new-tokens", "0", "--json"],
+            "--json prints the text when it is complete, so it needs",
+        ),
+        (
+            ["--prompt", "a", "--temperature", "0"],
+            "temperature=0.0 must be above 0; for the most probable token, use --greedy",
+        ),
         (["--prompt", "a", "--top-k", "-1"], "top_k=-1 must be at least 1"),
         (["--prompt", "a", "--greedy", "--top-p", "0.5"], "greedy takes the most probable token; leave out"),
         (["--prompt-file", "nowhere.txt"], "'nowhere.txt' does not exist"),

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import tiny_backbone, tiny_model
 
 from recurrent_memory import MemoryState
+from tiny_models import tiny_backbone, tiny_model
 
 
 def test_a_model_folder(rmt: Any, folder: Path) -> None:
@@ -54,7 +54,9 @@ def test_a_state(rmt: Any, state: Path, folder: Path) -> None:
     )
     values = rmt("info", state, "--json").json
     assert values["kind"] == "state"
-    assert values["rows"] == [{"tokens_read": tokens, "segments_folded": segments, "pending": int(loaded.pending_lengths)}]
+    assert values["rows"] == [
+        {"tokens_read": tokens, "segments_folded": segments, "pending": int(loaded.pending_lengths)}
+    ]
     assert values["texts"] == [{"name": "book.txt", "tokens": tokens}]
 
 

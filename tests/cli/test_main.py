@@ -94,7 +94,10 @@ def failing(error: BaseException) -> Any:
         (KeyboardInterrupt(), "interrupted"),
         (KeyboardInterrupt("saved; go on with --resume"), "saved; go on with --resume"),
         (typer.Abort(), "interrupted"),
-        (MemoryError(), "out of memory: take a smaller model, --dtype bfloat16 or --device cpu; what was saved before is kept"),
+        (
+            MemoryError(),
+            "out of memory: take a smaller model, --dtype bfloat16 or --device cpu; what was saved before is kept",
+        ),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
             "out of memory: take a smaller model, --dtype bfloat16 or --device cpu (DefaultCPUAllocator: can't allocate memory: "
@@ -112,7 +115,9 @@ def failing(error: BaseException) -> Any:
         (ValueError(), "an error inside rmt: ValueError; run it again with --debug and report it"),
     ],
 )
-def test_every_error_is_one_line_and_status_2(error: BaseException, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_error_is_one_line_and_status_2(
+    error: BaseException, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_safely(failing(error), []) == 2
     printed = capsys.readouterr()
     assert printed.out == ""

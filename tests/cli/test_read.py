@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import prose, save_tiny_model, tiny_backbone, tiny_model, tiny_tokenizer
 
 from recurrent_memory import MemoryState, RecurrentMemoryModel
 from recurrent_memory.inference import sources
+from tiny_models import prose, save_tiny_model, tiny_backbone, tiny_model, tiny_tokenizer
 
 
 def test_what_it_prints(rmt: Any, folder: Path, book: Path, tmp_path: Path) -> None:
@@ -27,13 +27,17 @@ def test_what_it_prints(rmt: Any, folder: Path, book: Path, tmp_path: Path) -> N
     assert printed.out.startswith(f"Read {tokens:,} tokens ({-(-tokens // 16)} segments) in ")
     assert printed.out.endswith(f'Ask it: rmt ask {out} "…"\n')
     state = MemoryState.load(out, model=tiny_model())
-    assert torch.equal(state.memory, tiny_model().read(tiny_tokenizer()(book.read_text("utf-8"), return_tensors="pt").input_ids).memory)
+    assert torch.equal(
+        state.memory, tiny_model().read(tiny_tokenizer()(book.read_text("utf-8"), return_tensors="pt").input_ids).memory
+    )
     assert MemoryState.read_metadata(out)["model"] == str(folder)
 
 
 def test_json(rmt: Any, folder: Path, book: Path, tmp_path: Path) -> None:
     out = tmp_path / "book.safetensors"
-    values = rmt("read", book, "--model", folder, "--out", out, "--json", "--threads", torch.get_num_threads(), "--seed", 1).json
+    values = rmt(
+        "read", book, "--model", folder, "--out", out, "--json", "--threads", torch.get_num_threads(), "--seed", 1
+    ).json
     state = MemoryState.load(out)
     assert values["tokens"] == int(state.tokens_read)
     assert values["segments"] == -(-values["tokens"] // 16)
@@ -52,7 +56,16 @@ def test_many_sources_are_one_text(rmt: Any, folder: Path, tmp_path: Path) -> No
     whole = "Mary went to the garden.\nJohn moved to the kitchen.\nZoë is in the café.\n"
     reads = [
         rmt("read", tmp_path / "texts", "--model", folder, "--out", tmp_path / "two"),
-        rmt("read", tmp_path / "c.txt", "--encoding", "latin-1", "--append-to", tmp_path / "two", "--out", tmp_path / "three"),
+        rmt(
+            "read",
+            tmp_path / "c.txt",
+            "--encoding",
+            "latin-1",
+            "--append-to",
+            tmp_path / "two",
+            "--out",
+            tmp_path / "three",
+        ),
         rmt("read", "--model", folder, "--out", tmp_path / "piped", stdin=whole),
         rmt("read", "-", "--model", folder, "--out", tmp_path / "dash", stdin=whole),
     ]
@@ -88,14 +101,15 @@ def test_the_shipped_model_is_the_default(
 def test_an_existing_state_is_kept_without_force(rmt: Any, folder: Path, state: Path, book: Path) -> None:
     before = state.read_bytes()
     line = rmt("read", book, "--model", folder, "--out", state).error
-    assert line == f"Cannot write '{state}': it exists already. Choose another name, or overwrite it with --force (force=True)."
+    assert (
+        line
+        == f"Cannot write '{state}': it exists already. Choose another name, or overwrite it with --force (force=True)."
+    )
     assert state.read_bytes() == before
     assert rmt("read", book, "--model", folder, "--out", state, "--force").status == 0
 
 
-def test_ctrl_c_and_resume(
-    rmt: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_and_resume(rmt: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book, out = tmp_path / "book.txt", tmp_path / "out.safetensors"
     book.write_text(prose(1000), "utf-8")
     original = RecurrentMemoryModel.read
@@ -112,7 +126,10 @@ def test_ctrl_c_and_resume(
     handler = signal.getsignal(signal.SIGTERM)
     line = rmt(*command).error
     assert signal.getsignal(signal.SIGTERM) is handler
-    assert line == f"interrupted after 4,096 tokens, which are kept in '{out}.partial'; go on with the same command and --resume"
+    assert (
+        line
+        == f"interrupted after 4,096 tokens, which are kept in '{out}.partial'; go on with the same command and --resume"
+    )
     assert not out.exists()
     assert "holds a reading of it that was interrupted" in rmt(*command).error
     printed = rmt(*command, "--resume")
@@ -202,7 +219,9 @@ def write_bad(folder: Path, kind: str) -> Path:
         ("empty folder", "holds no readable text: 0 files in it"),
     ],
 )
-def test_bad_texts_are_one_line_and_leave_nothing(rmt: Any, folder: Path, tmp_path: Path, kind: str, reason: str) -> None:
+def test_bad_texts_are_one_line_and_leave_nothing(
+    rmt: Any, folder: Path, tmp_path: Path, kind: str, reason: str
+) -> None:
     bad = write_bad(tmp_path, kind)
     line = rmt("read", bad, "--model", folder, "--out", tmp_path / "out").error
     assert line.startswith(f"'{bad}' {reason}")

@@ -81,7 +81,9 @@ def _encoder(prefix: str, **values: Any) -> list[Callable[..., hf.PreTrainedMode
         return getattr(hf, f"{prefix}ForMaskedLM")(config(vocab_size=VOCAB, **(values | more)))
 
     def classifier(**more: Any) -> hf.PreTrainedModel:
-        return getattr(hf, f"{prefix}ForSequenceClassification")(config(vocab_size=VOCAB, num_labels=3, **(values | more)))
+        return getattr(hf, f"{prefix}ForSequenceClassification")(
+            config(vocab_size=VOCAB, num_labels=3, **(values | more))
+        )
 
     return [masked_lm, classifier]
 
@@ -110,7 +112,9 @@ SPECIAL_IDS = {"cls_token_id": CLS, "sep_token_id": SEP}
 BERT_SPECIAL = (CLS, SEP, PAD)
 
 _bert = _encoder("Bert", **BERT)
-_roberta = _encoder("Roberta", **(BERT | {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}))
+_roberta = _encoder(
+    "Roberta", **(BERT | {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1})
+)
 _distilbert = _encoder(
     "DistilBert",
     dim=16,

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-from contract.backbones import CLS, SEP, VOCAB, M, S, Tiny
 from torch import Tensor
 
+from contract.backbones import CLS, SEP, VOCAB, M, S, Tiny
 from recurrent_memory import MemoryConfig, MemoryState, RecurrentMemoryModel
 from recurrent_memory.memories import reference
 from recurrent_memory.memories.reference import Reference
@@ -21,10 +21,14 @@ LENGTHS = (0, 1, S - 1, S, S + 1, 2 * S, 3 * S + 2)
 
 
 @cache
-def model_of(tiny: Tiny, num_memory_tokens: int = M, segment_length: int = S, dtype: torch.dtype = torch.float64) -> RecurrentMemoryModel:
+def model_of(
+    tiny: Tiny, num_memory_tokens: int = M, segment_length: int = S, dtype: torch.dtype = torch.float64
+) -> RecurrentMemoryModel:
     """A model of the suite, the same object each time: change nothing in it, or take a `copy_of` it."""
     model = RecurrentMemoryModel.from_backbone(
-        backbone_of(tiny), MemoryConfig(num_memory_tokens=num_memory_tokens, segment_length=segment_length), **tiny.arguments
+        backbone_of(tiny),
+        MemoryConfig(num_memory_tokens=num_memory_tokens, segment_length=segment_length),
+        **tiny.arguments,
     )
     return model.to(dtype).eval()
 
@@ -74,7 +78,10 @@ def labels_of(tiny: Tiny, rows: Sequence[Sequence[int]], seed: int = 0) -> list:
     if tiny.is_classifier:
         return [rng.randrange(3) for _ in rows]
     if tiny.is_seq2seq:
-        return [[rng.randrange(2, VOCAB), IGNORE, *rng.choices(range(2, VOCAB), k=2), IGNORE][: 2 + index % 4] for index, _ in enumerate(rows)]
+        return [
+            [rng.randrange(2, VOCAB), IGNORE, *rng.choices(range(2, VOCAB), k=2), IGNORE][: 2 + index % 4]
+            for index, _ in enumerate(rows)
+        ]
     return [[token if rng.random() < 0.7 else IGNORE for token in row] for row in rows]
 
 
@@ -136,4 +143,6 @@ def gradients(model: RecurrentMemoryModel, objective: Tensor) -> dict[str, Tenso
 
 def weights_like(tensor: Tensor, seed: int = 0) -> Tensor:
     """Fixed random numbers: their product with an output is an objective in which every entry counts."""
-    return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(tensor.dtype)
+    return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+        tensor.dtype
+    )

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from contract.backbones import DECODERS, ENCODERS, SEQ2SEQ, VOCAB, S, Tiny
-from contract.cases import batch, copy_of, model_of, oracle, text_of, texts_of
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from contract.backbones import DECODERS, ENCODERS, SEQ2SEQ, VOCAB, S, Tiny
+from contract.cases import batch, copy_of, model_of, oracle, text_of, texts_of
 from recurrent_memory import GenerationError, InputError
 from recurrent_memory.memories import reference
 
@@ -79,7 +79,12 @@ def test_several_sequences_are_each_a_continuation() -> None:
     state = model.read(ids_of(text[:S], text[:S]))
     torch.manual_seed(0)
     out = model.generate(
-        ids_of(text[S:], text[S:]), memory_state=state, max_new_tokens=S, do_sample=True, top_k=5, num_return_sequences=3
+        ids_of(text[S:], text[S:]),
+        memory_state=state,
+        max_new_tokens=S,
+        do_sample=True,
+        top_k=5,
+        num_return_sequences=3,
     )
     assert out.shape == (6, 2 + S)
     assert len({tuple(row) for row in out.tolist()}) > 1
@@ -162,10 +167,16 @@ def test_an_encoder_decoder_answers_from_the_last_segment_and_the_memory() -> No
         ({"generation_config": GenerationConfig(num_beams=2)}, "num_beams=2 is not supported"),
         ({"assistant_model": 1}, "assistant_model is not supported with a recurrent memory; leave it out"),
         ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens is not supported"),
-        ({"generation_config": GenerationConfig(prompt_lookup_num_tokens=2)}, "prompt_lookup_num_tokens is not supported"),
+        (
+            {"generation_config": GenerationConfig(prompt_lookup_num_tokens=2)},
+            "prompt_lookup_num_tokens is not supported",
+        ),
         ({"inputs_embeds": torch.zeros(1, 2, 16)}, "inputs_embeds is not supported"),
         ({"past_key_values": ()}, "past_key_values is not supported"),
-        ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "the prompt is empty; give at least one token, or leave it out"),
+        (
+            {"input_ids": torch.zeros(1, 0, dtype=torch.long)},
+            "the prompt is empty; give at least one token, or leave it out",
+        ),
         ({"attention_mask": torch.tensor([[1, 1, 0]])}, "padded on the right; pad on the left"),
         ({"custom_generate": "someone/else"}, "custom_generate is not supported"),
     ],
@@ -177,7 +188,9 @@ def test_ways_of_generating_that_a_memory_does_not_support(arguments: dict, mess
 
 def test_a_prompt_with_nothing_in_it() -> None:
     model = model_of(gpt2)
-    with pytest.raises(GenerationError, match="nothing to continue: give a prompt, or a memory_state with text pending"):
+    with pytest.raises(
+        GenerationError, match="nothing to continue: give a prompt, or a memory_state with text pending"
+    ):
         model.generate(max_new_tokens=2)
     with pytest.raises(GenerationError, match="nothing to continue"):
         model.generate(memory_state=model.initial_state(), max_new_tokens=2)

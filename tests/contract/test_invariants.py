@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from contract.backbones import BACKBONES, DECODERS, M, S, Tiny
 from contract.cases import (
     LENGTHS,
@@ -19,9 +22,6 @@ from contract.cases import (
     text_of,
     texts_of,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from recurrent_memory import InputError, MemoryState, StateError
 from recurrent_memory.segments import Segment
 
@@ -106,7 +106,11 @@ def test_predictions_of_a_row_are_as_if_it_were_alone(tiny: Tiny) -> None:
     with torch.no_grad():
         together = model(input_ids=ids, attention_mask=mask, labels=labels, memory_state=state)
         for row, new in enumerate(more):
-            alone = model(input_ids=torch.tensor([new], dtype=torch.long), labels=_label_of(tiny, labels, row, new), memory_state=state[row])
+            alone = model(
+                input_ids=torch.tensor([new], dtype=torch.long),
+                labels=_label_of(tiny, labels, row, new),
+                memory_state=state[row],
+            )
             if alone.logits is not None and alone.logits.numel():
                 width = alone.logits.shape[1]
                 assert_close(together.logits[row, :width], alone.logits[0], tiny.tolerance, "logits")
@@ -225,7 +229,10 @@ def test_initial_state_wants_a_positive_batch_size(size: object) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"input_ids": torch.tensor([[1.0, 2.0]])}, "input_ids must be whole numbers .*torch.float32; pass token ids, not text"),
+        (
+            {"input_ids": torch.tensor([[1.0, 2.0]])},
+            "input_ids must be whole numbers .*torch.float32; pass token ids, not text",
+        ),
         ({"input_ids": torch.tensor([[1, 48]])}, "holds 48, outside the model's vocabulary of 48; .*another tokenizer"),
         ({"input_ids": torch.tensor([[1, -1]])}, "holds -1, outside"),
         ({"input_ids": torch.zeros(1, 2, 3, dtype=torch.long)}, r"axes \[batch, tokens\], not the shape \(1, 2, 3\)"),

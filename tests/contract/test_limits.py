@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+
 from contract.backbones import BACKBONES, BERT, DECODERS, GQA, VOCAB, M, S, Tiny
 from contract.cases import backbone_of, copy_of, model_of, text_of
-
 from recurrent_memory import BackboneError, ConfigError, MemoryConfig, RecurrentMemoryModel
 
 every_backbone = pytest.mark.parametrize("tiny", BACKBONES, ids=lambda tiny: tiny.name)
@@ -27,9 +27,15 @@ def test_the_longest_segment_works_and_one_more_token_does_not_fit(tiny: Tiny) -
     for num_memory_tokens in (M, 0):
         largest = tiny.row_limit - tiny.overhead(num_memory_tokens)
         with pytest.raises(ConfigError, match=f"take segment_length at most {largest}$") as error:
-            RecurrentMemoryModel.from_backbone(backbone_of(tiny), MemoryConfig(num_memory_tokens, largest + 1), **tiny.arguments)
-        assert f"makes rows of {tiny.row_limit + 1} positions, but the backbone reads at most {tiny.row_limit}" in str(error.value)
-        model = RecurrentMemoryModel.from_backbone(backbone_of(tiny), MemoryConfig(num_memory_tokens, largest), **tiny.arguments)
+            RecurrentMemoryModel.from_backbone(
+                backbone_of(tiny), MemoryConfig(num_memory_tokens, largest + 1), **tiny.arguments
+            )
+        assert f"makes rows of {tiny.row_limit + 1} positions, but the backbone reads at most {tiny.row_limit}" in str(
+            error.value
+        )
+        model = RecurrentMemoryModel.from_backbone(
+            backbone_of(tiny), MemoryConfig(num_memory_tokens, largest), **tiny.arguments
+        )
         state = model.fold(model.read(torch.tensor([text_of(tiny, largest + 1)])))
         assert state.segments_folded.tolist() == [2]
         assert bool(torch.isfinite(state.memory).all())
@@ -52,7 +58,9 @@ def test_in_the_longest_row_every_layer_that_slides_sees_all(name: str) -> None:
 def test_layers_that_do_not_slide_set_no_limit() -> None:
     qwen = hf.Qwen3Config(vocab_size=VOCAB, head_dim=4, sliding_window=8, use_sliding_window=False, **GQA)
     mistral = hf.MistralConfig(vocab_size=VOCAB, sliding_window=None, **GQA)
-    gemma = hf.Gemma3TextConfig(vocab_size=VOCAB, head_dim=4, sliding_window=8, layer_types=["full_attention"] * 2, **GQA)
+    gemma = hf.Gemma3TextConfig(
+        vocab_size=VOCAB, head_dim=4, sliding_window=8, layer_types=["full_attention"] * 2, **GQA
+    )
     for cls, config in ((hf.Qwen3ForCausalLM, qwen), (hf.MistralForCausalLM, mistral), (hf.Gemma3ForCausalLM, gemma)):
         assert RecurrentMemoryModel.from_backbone(cls(config), CONFIG).view.max_row_length() == 40
 
@@ -89,7 +97,11 @@ def test_widths_are_the_models() -> None:
 
 def clip() -> hf.PreTrainedModel:
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = hf.CLIPConfig(text_config=small | {"vocab_size": VOCAB}, vision_config=small | {"image_size": 8, "patch_size": 4}, projection_dim=8)
+    config = hf.CLIPConfig(
+        text_config=small | {"vocab_size": VOCAB},
+        vision_config=small | {"image_size": 8, "patch_size": 4},
+        projection_dim=8,
+    )
     return hf.CLIPModel(config)
 
 
@@ -112,10 +124,19 @@ def causal_bert() -> hf.PreTrainedModel:
         (clip, r"model type 'clip' is not a decoder"),
         (causal_bert, r"model type 'bert' is not a decoder"),
         (albert, r"AlbertForMaskedLM takes embeddings of width 8 and gives hidden states of width 16"),
-        (lambda: hf.GPT2Model(backbone_of(DECODERS[0]).config), r"GPT2Model is not a decoder with a head .*AutoModelForCausalLM"),
+        (
+            lambda: hf.GPT2Model(backbone_of(DECODERS[0]).config),
+            r"GPT2Model is not a decoder with a head .*AutoModelForCausalLM",
+        ),
         (lambda: hf.BertModel(hf.BertConfig(vocab_size=VOCAB, **BERT)), r"BertModel is not an? encoder with a head"),
-        (lambda: hf.BertForTokenClassification(hf.BertConfig(vocab_size=VOCAB, **BERT)), r"BertForTokenClassification is not"),
-        (lambda: hf.T5Model(hf.T5Config(vocab_size=VOCAB, d_model=16, d_kv=4, d_ff=8, num_layers=1, num_heads=2)), r"T5Model is not"),
+        (
+            lambda: hf.BertForTokenClassification(hf.BertConfig(vocab_size=VOCAB, **BERT)),
+            r"BertForTokenClassification is not",
+        ),
+        (
+            lambda: hf.T5Model(hf.T5Config(vocab_size=VOCAB, d_model=16, d_kv=4, d_ff=8, num_layers=1, num_heads=2)),
+            r"T5Model is not",
+        ),
     ],
     ids=["mamba", "clip", "causal-bert", "albert", "headless-gpt2", "headless-bert", "tokens-bert", "headless-t5"],
 )
@@ -179,11 +200,18 @@ def test_the_task_picks_the_head(tmp_path: Path) -> None:
     folder = bert_folder(tmp_path)
     masked = RecurrentMemoryModel.from_backbone(folder, CONFIG, **special)
     assert type(masked.backbone) is hf.BertForMaskedLM
-    classifier = RecurrentMemoryModel.from_backbone(folder, CONFIG, task="sequence-classification", num_labels=5, **special)
+    classifier = RecurrentMemoryModel.from_backbone(
+        folder, CONFIG, task="sequence-classification", num_labels=5, **special
+    )
     assert classifier(input_ids=torch.tensor([[5, 6]])).logits.shape == (1, 5)
-    with pytest.raises(ConfigError, match="task='causal-lm' is not for the family 'encoder'; choose one of masked-lm, sequence-classification"):
+    with pytest.raises(
+        ConfigError,
+        match="task='causal-lm' is not for the family 'encoder'; choose one of masked-lm, sequence-classification",
+    ):
         RecurrentMemoryModel.from_backbone(folder, CONFIG, task="causal-lm", **special)
-    with pytest.raises(ConfigError, match="does not go with the loaded BertForMaskedLM; leave it out, or load another head"):
+    with pytest.raises(
+        ConfigError, match="does not go with the loaded BertForMaskedLM; leave it out, or load another head"
+    ):
         RecurrentMemoryModel.from_backbone(masked.backbone, CONFIG, task="sequence-classification", **special)
     with pytest.raises(ConfigError, match="num_labels=4, but the loaded BertForSequenceClassification has 5"):
         RecurrentMemoryModel.from_backbone(classifier.backbone, CONFIG, num_labels=4, **special)
@@ -193,7 +221,9 @@ def test_the_task_picks_the_head(tmp_path: Path) -> None:
 
 def test_special_ids_come_from_the_caller_the_tokenizer_or_the_config(tmp_path: Path) -> None:
     bert = next(tiny for tiny in BACKBONES if tiny.name == "bert-mlm")
-    with pytest.raises(BackboneError, match=r"\[CLS\] and \[SEP\] ids of this encoder are not known; give from_backbone its tokenizer"):
+    with pytest.raises(
+        BackboneError, match=r"\[CLS\] and \[SEP\] ids of this encoder are not known; give from_backbone its tokenizer"
+    ):
         RecurrentMemoryModel.from_backbone(backbone_of(bert), CONFIG)
 
     class Tokenizer:
@@ -204,7 +234,10 @@ def test_special_ids_come_from_the_caller_the_tokenizer_or_the_config(tmp_path: 
     model = RecurrentMemoryModel.from_backbone(backbone_of(bert), CONFIG, tokenizer=Tokenizer(), sep_token_id=6)
     assert model.config.special_ids == {"cls_token_id": 4, "sep_token_id": 6}
     roberta = next(tiny for tiny in BACKBONES if tiny.name == "roberta-mlm")
-    assert RecurrentMemoryModel.from_backbone(backbone_of(roberta), CONFIG).config.special_ids == {"cls_token_id": 0, "sep_token_id": 2}
+    assert RecurrentMemoryModel.from_backbone(backbone_of(roberta), CONFIG).config.special_ids == {
+        "cls_token_id": 0,
+        "sep_token_id": 2,
+    }
 
 
 @pytest.mark.parametrize("tiny", [t for t in BACKBONES if t.special], ids=lambda tiny: tiny.name)
@@ -238,7 +271,9 @@ def test_folders_that_are_not_models(tmp_path: Path) -> None:
         RecurrentMemoryModel.from_backbone("missing/model", CONFIG)
     plain = tmp_path / "plain"
     backbone_of(DECODERS[0]).save_pretrained(plain)
-    with pytest.raises(BackboneError, match=r"is a gpt2 model without a memory; give it one with RecurrentMemoryModel.from_backbone"):
+    with pytest.raises(
+        BackboneError, match=r"is a gpt2 model without a memory; give it one with RecurrentMemoryModel.from_backbone"
+    ):
         RecurrentMemoryModel.from_pretrained(plain)
 
 
@@ -251,7 +286,9 @@ def test_a_model_with_memory_is_no_backbone(tmp_path: Path) -> None:
         RecurrentMemoryModel.from_backbone(tmp_path, CONFIG)
 
 
-@pytest.mark.parametrize("damage", ["no weights", "truncated", "pickle", "a weight is missing", "bad memory", "bad json", "unknown family"])
+@pytest.mark.parametrize(
+    "damage", ["no weights", "truncated", "pickle", "a weight is missing", "bad memory", "bad json", "unknown family"]
+)
 def test_damaged_model_folders(damage: str, tmp_path: Path) -> None:
     copy_of(DECODERS[0], dtype=torch.float32).save_pretrained(tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"

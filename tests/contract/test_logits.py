@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract.backbones import BACKBONES, DECODERS, ENCODERS, SEQ2SEQ, VOCAB, M, S, Tiny
-from contract.cases import assert_close, batch, batch_labels, copy_of, gradients, labels_of, model_of, text_of, texts_of
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from contract.backbones import BACKBONES, DECODERS, ENCODERS, SEQ2SEQ, VOCAB, M, S, Tiny
+from contract.cases import assert_close, batch, batch_labels, copy_of, gradients, labels_of, model_of, text_of, texts_of
 from recurrent_memory import InputError, RecurrentMemoryModel
 from recurrent_memory.memories.reference import IGNORE
 
@@ -68,7 +68,10 @@ def test_the_kept_logits_are_a_slice_of_all(tiny: Tiny) -> None:
         ]:
             output = model(input_ids=ids, attention_mask=mask, logits_to_keep=keep)
             assert_close(output.logits, everything[:, columns], tiny.tolerance, f"logits_to_keep={keep}")
-        assert model(input_ids=ids, attention_mask=mask, logits_to_keep=torch.zeros(width, dtype=torch.bool)).logits is None
+        assert (
+            model(input_ids=ids, attention_mask=mask, logits_to_keep=torch.zeros(width, dtype=torch.bool)).logits
+            is None
+        )
 
 
 def test_in_training_with_labels_there_are_no_logits_unless_they_are_asked_for() -> None:
@@ -238,7 +241,9 @@ def test_gradient_checkpointing_computes_the_same() -> None:
     model = copy_of(gpt2).train()
     ids = torch.tensor([text_of(gpt2, 2 * S + 1)])
     expected = gradients(model, model(input_ids=ids, labels=ids).loss)
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # its old name
+    enable = (
+        getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    )  # its old name
     enable({"use_reentrant": False})
     for name, gradient in gradients(model, model(input_ids=ids, labels=ids).loss).items():
         assert_close(gradient, expected[name], 1e-10, name)

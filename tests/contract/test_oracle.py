@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from contract.backbones import BACKBONES, DECODERS, M, S, Tiny
 from contract.cases import (
     assert_close,
@@ -17,7 +18,6 @@ from contract.cases import (
     unbatch,
     weights_like,
 )
-
 from recurrent_memory.memories.reference import IGNORE, mean_loss
 
 every_backbone = pytest.mark.parametrize("tiny", BACKBONES, ids=lambda tiny: tiny.name)

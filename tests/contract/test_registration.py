@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import transformers as hf
-from contract.backbones import DECODERS, VOCAB, S
-from contract.cases import assert_same_state, backbone_of, batch, text_of, texts_of
 from torch import Tensor, nn
 
+from contract.backbones import DECODERS, VOCAB, S
+from contract.cases import assert_same_state, backbone_of, batch, text_of, texts_of
 from recurrent_memory import BackboneError, ConfigError, MemoryConfig, MemoryState, RecurrentMemoryModel, StateError
 from recurrent_memory.backbones import Backbone, Family, families, register_family
 from recurrent_memory.backbones.decoder import DecoderBackbone
@@ -35,14 +35,21 @@ class MeanMemory(Memory):
     def row_length(self, backbone: Backbone) -> int:
         return self.config.segment_length
 
-    def fold(self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def fold(
+        self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         hidden, rows = self.look(backbone, segment, tensors)
         inside = torch.arange(hidden.shape[1]) < segment.lengths[:, None]
         mean = (hidden * inside[..., None]).sum(1) / segment.lengths[:, None]
         count = tensors["count"] + 1
-        return rows.text_of(hidden), {"mean": tensors["mean"] + (mean - tensors["mean"]) / count[:, None], "count": count}
+        return rows.text_of(hidden), {
+            "mean": tensors["mean"] + (mean - tensors["mean"]) / count[:, None],
+            "count": count,
+        }
 
-    def look(self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None) -> tuple[Any, Rows]:
+    def look(
+        self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None
+    ) -> tuple[Any, Rows]:
         embeddings = backbone.embed(segment.input_ids) + (tensors["mean"] * self.gate)[:, None]
         lengths = segment.lengths if segment.is_ragged else None
         return (run or backbone.encode)(embeddings, lengths), Rows(embeddings, lengths, 0, segment.input_ids.shape[1])
@@ -98,7 +105,10 @@ def keeps_the_contract(model: RecurrentMemoryModel, folder: Path, tolerance: flo
     state = MemoryState.load(folder / "state", model=loaded)
     assert_same_state(state, together, 0.0)
     prompt = torch.tensor([text_of(tiny, 3)])
-    generated = [m.generate(prompt, memory_state=s[4], max_new_tokens=S, do_sample=False) for m, s in ((model, together), (loaded, state))]
+    generated = [
+        m.generate(prompt, memory_state=s[4], max_new_tokens=S, do_sample=False)
+        for m, s in ((model, together), (loaded, state))
+    ]
     assert torch.equal(*generated)
     whole = torch.tensor([texts[4] + prompt[0].tolist()])
     assert torch.equal(model.generate(whole, max_new_tokens=S, do_sample=False)[:, len(texts[4]) :], generated[0])
@@ -106,16 +116,22 @@ def keeps_the_contract(model: RecurrentMemoryModel, folder: Path, tolerance: flo
 
 def test_a_kind_of_memory_from_outside(mean_memory: None, tmp_path: Path) -> None:
     assert "mean" in memory_kinds()
-    model = RecurrentMemoryModel.from_backbone(backbone_of(DECODERS[0]).double(), MemoryConfig(0, S, kind="mean")).eval()
+    model = RecurrentMemoryModel.from_backbone(
+        backbone_of(DECODERS[0]).double(), MemoryConfig(0, S, kind="mean")
+    ).eval()
     assert set(model.initial_state().tensors) == {"mean", "count"}
-    with pytest.raises(StateError, match=r"a memory of kind 'mean' keeps \['count', 'mean'\], not memory tokens; use .tensors"):
+    with pytest.raises(
+        StateError, match=r"a memory of kind 'mean' keeps \['count', 'mean'\], not memory tokens; use .tensors"
+    ):
         _ = model.initial_state().memory
     keeps_the_contract(model, tmp_path, 1e-10)
 
 
 def test_a_family_from_outside(mamba_family: None, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = hf.MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4, bos_token_id=1, eos_token_id=None)
+    config = hf.MambaConfig(
+        vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4, bos_token_id=1, eos_token_id=None
+    )
     model = RecurrentMemoryModel.from_backbone(hf.MambaForCausalLM(config).double(), MemoryConfig(2, S)).eval()
     assert model.config.family == "mamba"
     keeps_the_contract(model, tmp_path, 1e-6)  # its norm computes in float32

@@ -5,12 +5,32 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract.backbones import BACKBONES, DECODERS, M, S, Tiny
-from contract.cases import assert_close, assert_identical, assert_same_state, backbone_of, batch, batch_labels, copy_of, labels_of, model_of, text_of, texts_of
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from recurrent_memory import ConfigError, MemoryConfig, MemoryState, RecurrentMemoryConfig, RecurrentMemoryModel, StateError, StateModelMismatchError
+from contract.backbones import BACKBONES, DECODERS, M, S, Tiny
+from contract.cases import (
+    assert_close,
+    assert_identical,
+    assert_same_state,
+    backbone_of,
+    batch,
+    batch_labels,
+    copy_of,
+    labels_of,
+    model_of,
+    text_of,
+    texts_of,
+)
+from recurrent_memory import (
+    ConfigError,
+    MemoryConfig,
+    MemoryState,
+    RecurrentMemoryConfig,
+    RecurrentMemoryModel,
+    StateError,
+    StateModelMismatchError,
+)
 
 every_backbone = pytest.mark.parametrize("tiny", BACKBONES, ids=lambda tiny: tiny.name)
 gpt2 = DECODERS[0]
@@ -111,7 +131,9 @@ def test_the_backbone_is_taken_as_it_is(tiny: Tiny) -> None:
     before = {name: parameter.clone() for name, parameter in backbone.named_parameters()}
     model = RecurrentMemoryModel.from_backbone(backbone, MemoryConfig(M, S), **tiny.arguments)
     assert model.backbone is backbone
-    assert {name for name, _ in model.named_parameters()} == {f"backbone.{name}" for name in before} | {"memory.initial_memory"}
+    assert {name for name, _ in model.named_parameters()} == {f"backbone.{name}" for name in before} | {
+        "memory.initial_memory"
+    }
     for name, parameter in backbone.named_parameters():
         assert torch.equal(parameter, before[name]), name
 
@@ -155,7 +177,14 @@ def test_the_fingerprint_survives_dtype_device_and_copying(tmp_path: Path) -> No
     model = copy_of(gpt2, dtype=torch.float32)
     fingerprint = model.fingerprint
     state = model.read(torch.tensor([text_of(gpt2, 20)]))
-    for other in (copy.deepcopy(model), model.bfloat16(), copy.deepcopy(model), model.double(), model.cpu(), model.float()):
+    for other in (
+        copy.deepcopy(model),
+        model.bfloat16(),
+        copy.deepcopy(model),
+        model.double(),
+        model.cpu(),
+        model.float(),
+    ):
         assert other.fingerprint == fingerprint
         other.check_state(state)
     model.bfloat16().save_pretrained(tmp_path)
@@ -214,7 +243,9 @@ def test_while_a_model_is_trained_its_states_go_on_but_are_not_saved(tmp_path: P
         model.memory.initial_memory.add_(1)
     later = model.read(ids, memory_state=carried)  # as training with carried memories does
     assert len(MemoryState.cat([later, model.read(ids)])) == 2
-    with pytest.raises(StateError, match="the model's weights have changed since it wrote this state .*read the text again"):
+    with pytest.raises(
+        StateError, match="the model's weights have changed since it wrote this state .*read the text again"
+    ):
         later.save(tmp_path / "state")
     assert not (tmp_path / "state").exists()
     with pytest.raises(StateModelMismatchError):
@@ -312,7 +343,9 @@ def test_of_several_adapters_the_active_one_stays_so(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = RecurrentMemoryModel.from_pretrained(tmp_path)
     assert_same_model(loaded, model, llama)
-    assert [n for n, p in loaded.named_parameters() if p.requires_grad] == [n for n, p in model.named_parameters() if p.requires_grad]
+    assert [n for n, p in loaded.named_parameters() if p.requires_grad] == [
+        n for n, p in model.named_parameters() if p.requires_grad
+    ]
     with pytest.raises(ConfigError, match="an adapter named 'second' is already there; choose another name"):
         loaded.add_peft_adapter(lora(), name="second")
 
@@ -333,7 +366,9 @@ def test_modules_to_save_are_kept_and_merged(tmp_path: Path) -> None:
 
 def test_an_adapter_that_cannot_be_kept_inside_is_refused() -> None:
     peft = get_peft_model(backbone_of(llama), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    with pytest.raises(ConfigError, match=r"the adapter 'default' \(PROMPT_TUNING\) cannot be kept inside a model: .*Merge it"):
+    with pytest.raises(
+        ConfigError, match=r"the adapter 'default' \(PROMPT_TUNING\) cannot be kept inside a model: .*Merge it"
+    ):
         RecurrentMemoryModel.from_backbone(peft, MemoryConfig(M, S))
     model = copy_of(llama)
     with pytest.raises(ConfigError, match=r"the adapter 'default' \(PromptTuningConfig\) cannot be put in"):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import prose, tiny_model, tiny_tokenizer
 
 from recurrent_memory.errors import InputError
 from recurrent_memory.evaluation.demonstration import _token_ids, demonstrate, kv_cache_bytes
@@ -16,10 +15,14 @@ from recurrent_memory.inference.asking import ask
 from recurrent_memory.tasks.hiding import hide_stream
 from recurrent_memory.tasks.library_text import library_text
 from recurrent_memory.tasks.whereabouts import Fact
+from tiny_models import prose, tiny_model, tiny_tokenizer
 
 
 def test_what_is_read_is_the_text_with_the_facts_in_it() -> None:
-    tokenizer, inserts = tiny_tokenizer(), [(100, Fact("Mary", "garden", "went to")), (5_000, Fact("John", "office", "moved to"))]
+    tokenizer, inserts = (
+        tiny_tokenizer(),
+        [(100, Fact("Mary", "garden", "went to")), (5_000, Fact("John", "office", "moved to"))],
+    )
     ids = [i for part in _token_ids(tokenizer, None, inserts, 9_000) for i in part]
     text = "".join(hide_stream(islice(library_text(), 3), [(p, f.sentence) for p, f in inserts]))
     assert "Mary went to the garden." in text

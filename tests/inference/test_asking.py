@@ -6,11 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import S, prose, tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from recurrent_memory import ConfigError, GenerationError, InputError, MemoryState, RecurrentMemoryModel, StateModelMismatchError
+from recurrent_memory import (
+    ConfigError,
+    GenerationError,
+    InputError,
+    MemoryState,
+    RecurrentMemoryModel,
+    StateModelMismatchError,
+)
 from recurrent_memory.inference.asking import Answer, ask
+from tiny_models import S, prose, tiny_model, tiny_tokenizer
 
 QUESTIONS = ["Where is Mary?", "John", "Sandra went to", " Zoë"]
 
@@ -110,7 +117,9 @@ class Scripted:
         return out
 
 
-def scripted(model: RecurrentMemoryModel, answers: list[list[int]], monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[Answer]:
+def scripted(
+    model: RecurrentMemoryModel, answers: list[list[int]], monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> list[Answer]:
     script = Scripted(model, answers, 0.5)
     monkeypatch.setattr(model, "forward", script)
     return ask(model, tiny_tokenizer(), model.initial_state(), QUESTIONS[: len(answers)], **options)

@@ -3,9 +3,9 @@
 import random
 
 import pytest
-from tiny_models import tiny_model, tiny_tokenizer
 
 from recurrent_memory.inference.detokenize import IncrementalDecoder, eos_ids
+from tiny_models import tiny_model, tiny_tokenizer
 
 TEXTS = [
     "Mary went to the garden.",
@@ -49,7 +49,9 @@ def test_bytes_that_are_no_text_come_in_the_end_and_hold_up_nothing() -> None:
     shown = 0
     for number, token in enumerate(ids, 1):
         shown += len(decoder.push(token))
-        assert len(tiny_tokenizer().decode(ids[:number])) - shown <= 3 + number // 64 * 3  # the context may be cut in a character
+        assert (
+            len(tiny_tokenizer().decode(ids[:number])) - shown <= 3 + number // 64 * 3
+        )  # the context may be cut in a character
     assert len(decoder._ids) <= 64
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import S, prose, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from recurrent_memory import BackboneError, ConfigError, InputError, MemoryReader, MemoryState, RecurrentMemoryModel
 from recurrent_memory.inference import reader as reader_module
+from tiny_models import S, prose, tiny_model, tiny_tokenizer
 
 TEXT = prose(60)
 
@@ -80,7 +80,9 @@ def test_standard_input(reader: MemoryReader, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("tokens_per_block", [1, S, S + 1, 5 * S, 10**6])
 @pytest.mark.parametrize("length", [1, S - 1, S, S + 1, 2 * S, 200])
-def test_the_size_of_the_blocks_changes_nothing(model: RecurrentMemoryModel, tokens_per_block: int, length: int) -> None:
+def test_the_size_of_the_blocks_changes_nothing(
+    model: RecurrentMemoryModel, tokens_per_block: int, length: int
+) -> None:
     ids = ids_of(TEXT)[:length]
     state = MemoryReader(model, tokens_per_block=tokens_per_block).read(ids)
     assert_same_bits(state, model.read(torch.tensor([ids])))
@@ -89,7 +91,9 @@ def test_the_size_of_the_blocks_changes_nothing(model: RecurrentMemoryModel, tok
 def test_ids_need_no_tokenizer_but_text_does(model: RecurrentMemoryModel) -> None:
     reader = MemoryReader(model)
     assert int(reader.read([1, 2, 3]).tokens_read) == 3
-    with pytest.raises(InputError, match=r"^text needs a tokenizer: MemoryReader\(model, tokenizer\); without one, give token ids$"):
+    with pytest.raises(
+        InputError, match=r"^text needs a tokenizer: MemoryReader\(model, tokenizer\); without one, give token ids$"
+    ):
         reader.read(iter(["Mary"]))
 
 
@@ -99,7 +103,10 @@ def test_ids_need_no_tokenizer_but_text_does(model: RecurrentMemoryModel) -> Non
         ([], "the text: there is no text in it; give a text of at least one token"),
         (iter([]), "the text: there is no text in it; give a text of at least one token"),
         (iter([""]), "the iterator is empty: there is no text to read; give a file with text in it"),
-        (b"Mary", "cannot read a bytes; give the name of a file, an iterator of str, or token ids (tokenizer(text)['input_ids'])"),
+        (
+            b"Mary",
+            "cannot read a bytes; give the name of a file, an iterator of str, or token ids (tokenizer(text)['input_ids'])",
+        ),
         (
             {"input_ids": [1]},
             "cannot read a dict; give the name of a file, an iterator of str, or token ids (tokenizer(text)['input_ids'])",
@@ -107,7 +114,10 @@ def test_ids_need_no_tokenizer_but_text_does(model: RecurrentMemoryModel) -> Non
         (7, "cannot read a int; give the name of a file, an iterator of str, or token ids"),
         ([10**6], "input_ids holds 1000000, outside the model's vocabulary of 320; was it made by another tokenizer?"),
         ([-1], "input_ids holds -1, outside the model's vocabulary of 320; was it made by another tokenizer?"),
-        (torch.zeros(2, 3), "cannot read token ids from torch.float32 of the shape [2, 3]; give whole numbers, one text at a time"),
+        (
+            torch.zeros(2, 3),
+            "cannot read token ids from torch.float32 of the shape [2, 3]; give whole numbers, one text at a time",
+        ),
     ],
 )
 def test_what_cannot_be_read(reader: MemoryReader, source: Any, message: str) -> None:
@@ -193,7 +203,9 @@ def test_an_iterator_is_not_drawn_on_far_ahead(model: RecurrentMemoryModel, monk
     assert max(distances) <= 1000
 
 
-def test_one_line_of_a_great_length_is_held_in_parts_only(model: RecurrentMemoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_line_of_a_great_length_is_held_in_parts_only(
+    model: RecurrentMemoryModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn, ahead = [0], [0]
     piece = "Mary went to the garden and " * 40
     tokens_per_char = len(ids_of(piece)) / len(piece)
@@ -261,7 +273,9 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "latin-1"])
-def test_progress_knows_the_share_of_a_file(reader: MemoryReader, tmp_path: Path, recorder: Recorder, encoding: str) -> None:
+def test_progress_knows_the_share_of_a_file(
+    reader: MemoryReader, tmp_path: Path, recorder: Recorder, encoding: str
+) -> None:
     file = tmp_path / "text.txt"
     file.write_text(TEXT * 3, encoding)
     reader.read(file, encoding=encoding)

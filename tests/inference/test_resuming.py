@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import S, prose, save_tiny_model, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 import recurrent_memory.files
@@ -31,6 +30,7 @@ from recurrent_memory import (
     StateModelMismatchError,
 )
 from recurrent_memory.inference.journal import partial_path, texts_of
+from tiny_models import S, prose, save_tiny_model, tiny_model, tiny_tokenizer
 
 TEXT = prose(60)
 BLOCK = 4 * S
@@ -63,7 +63,9 @@ def reader(model: RecurrentMemoryModel, said: list[str]) -> MemoryReader:
     return MemoryReader(model, tiny_tokenizer(), tokens_per_block=BLOCK, save_every_s=0, notify=said.append)
 
 
-def interrupt_after(model: RecurrentMemoryModel, blocks: int, error: type[BaseException] = KeyboardInterrupt) -> Callable[[], None]:
+def interrupt_after(
+    model: RecurrentMemoryModel, blocks: int, error: type[BaseException] = KeyboardInterrupt
+) -> Callable[[], None]:
     """Let the model read so many blocks, then raise; returns how to mend it."""
     calls = [0]
 
@@ -154,7 +156,9 @@ def test_resumed_is_uninterrupted_byte_for_byte(
         "go on with the same command and --resume"
     )
     assert not out.exists()
-    again = MemoryReader(tiny_model(), tiny_tokenizer(), tokens_per_block=BLOCK * (7 if other_size else 1), notify=said.append)
+    again = MemoryReader(
+        tiny_model(), tiny_tokenizer(), tokens_per_block=BLOCK * (7 if other_size else 1), notify=said.append
+    )
     state = again.read(book, out=out, resume=True)
     assert said == [f"Resuming after {blocks * BLOCK} tokens."]
     assert out.read_bytes() == uninterrupted(reader.model, book, tmp_path / "other")
@@ -196,9 +200,7 @@ def test_what_was_saved_last_is_enough(reader: MemoryReader, book: Path, out: Pa
     assert out.read_bytes() == uninterrupted(reader.model, book, tmp_path / "other")
 
 
-def test_a_pipe_is_resumed_when_the_same_text_comes_again(
-    reader: MemoryReader, out: Path, said: list[str]
-) -> None:
+def test_a_pipe_is_resumed_when_the_same_text_comes_again(reader: MemoryReader, out: Path, said: list[str]) -> None:
     interrupted(reader, iter([TEXT]), out)
     state = reader.read(iter([TEXT[:50], TEXT[50:]]), out=out, resume=True)
     assert torch.equal(state.memory, reader.read(iter([TEXT])).memory)
@@ -222,7 +224,9 @@ def test_resuming_a_finished_reading(reader: MemoryReader, book: Path, out: Path
     assert out.read_bytes() == before
 
 
-def test_killed_between_the_end_and_the_removal_of_the_partial_state(reader: MemoryReader, book: Path, out: Path) -> None:
+def test_killed_between_the_end_and_the_removal_of_the_partial_state(
+    reader: MemoryReader, book: Path, out: Path
+) -> None:
     interrupted(reader, book, out)
     partial = partial_path(out).read_bytes()
     reader.read(book, out=out, resume=True)
@@ -241,7 +245,9 @@ def test_what_a_killed_process_left_is_removed(reader: MemoryReader, book: Path,
 
 
 def test_resume_without_out(reader: MemoryReader, book: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^resume=True needs out=…, the file whose unfinished reading is to be gone on with$"):
+    with pytest.raises(
+        ConfigError, match=r"^resume=True needs out=…, the file whose unfinished reading is to be gone on with$"
+    ):
         reader.read(book, resume=True)
 
 
@@ -259,7 +265,11 @@ def changed_text(text: str, how: str) -> str:
 
 @pytest.mark.parametrize(
     ("how", "reason"),
-    [("longer", "has {new} bytes and had {old}"), ("same size", "has other contents of the same size"), ("shorter", "has {new}")],
+    [
+        ("longer", "has {new} bytes and had {old}"),
+        ("same size", "has other contents of the same size"),
+        ("shorter", "has {new}"),
+    ],
 )
 def test_a_file_that_has_changed(reader: MemoryReader, book: Path, out: Path, how: str, reason: str) -> None:
     old = book.stat().st_size
@@ -297,7 +307,9 @@ def test_a_pipe_that_has_changed(reader: MemoryReader, out: Path, how: str, reas
 
 def test_a_pipe_in_place_of_a_file(reader: MemoryReader, book: Path, out: Path) -> None:
     interrupted(reader, book, out)
-    with pytest.raises(SourceChangedError, match="began with other files, or with a pipe; give the same ones, or start again"):
+    with pytest.raises(
+        SourceChangedError, match="began with other files, or with a pipe; give the same ones, or start again"
+    ):
         reader.read(iter([TEXT]), out=out, resume=True)
 
 
@@ -440,7 +452,9 @@ def test_a_disk_that_is_full_in_the_end(
     assert out.read_bytes() == uninterrupted(reader.model, book, tmp_path / "other")
 
 
-def test_ctrl_c_when_the_disk_is_full(reader: MemoryReader, book: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_when_the_disk_is_full(
+    reader: MemoryReader, book: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reader.save_every_s = 3600
 
     def full(*_: Any) -> None:
@@ -497,11 +511,15 @@ def test_appending_the_same_text_twice(reader: MemoryReader, book: Path, out: Pa
     assert int(reader.read(book, out=out, append_to=out, resume=True).tokens_read) == 3 * once
 
 
-def test_resuming_without_the_state_that_was_appended_to(reader: MemoryReader, book: Path, out: Path, tmp_path: Path) -> None:
+def test_resuming_without_the_state_that_was_appended_to(
+    reader: MemoryReader, book: Path, out: Path, tmp_path: Path
+) -> None:
     base = tmp_path / "base.safetensors"
     reader.read(iter(["A first text."]), out=base)
     interrupted(reader, book, out, append_to=base)
-    with pytest.raises(SourceChangedError, match=r"by appending to a state with the hash [0-9a-f]{12}, which is not so now; give"):
+    with pytest.raises(
+        SourceChangedError, match=r"by appending to a state with the hash [0-9a-f]{12}, which is not so now; give"
+    ):
         reader.read(book, out=out, resume=True)
     reader.read(iter(["Another first text."]), out=base, force=True)
     with pytest.raises(SourceChangedError, match="by appending to a state with the hash"):

@@ -63,7 +63,10 @@ def test_ids_of_every_form(items: list[Any]) -> None:
     [
         ([0.5], "cannot read token ids from torch.float32 of the shape [1]; give whole numbers, one text at a time"),
         ([True], "cannot read token ids from torch.bool of the shape [1]; give whole numbers, one text at a time"),
-        ([[1, 2], [3, 4]], "cannot read token ids from torch.int64 of the shape [2, 2]; give whole numbers, one text at a time"),
+        (
+            [[1, 2], [3, 4]],
+            "cannot read token ids from torch.int64 of the shape [2, 2]; give whole numbers, one text at a time",
+        ),
         ("Mary", "the text 'Mary' among token ids; give text only, or token ids only"),
     ],
 )

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import prose, tiny_model, tiny_tokenizer
 
 from recurrent_memory import ConfigError, GenerationError, MemoryReader, MemoryState, RecurrentMemoryModel
 from recurrent_memory.inference import writing
 from recurrent_memory.inference.writing import Sampling, write_text
+from tiny_models import prose, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -55,7 +55,9 @@ def test_a_seed_repeats_what_is_drawn(model: RecurrentMemoryModel, state: Memory
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_the_end_of_the_text_ends_it(model: RecurrentMemoryModel, state: MemoryState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_the_text_ends_it(
+    model: RecurrentMemoryModel, state: MemoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = RecurrentMemoryModel.forward
     calls = [0]
 

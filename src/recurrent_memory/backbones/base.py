@@ -113,7 +113,9 @@ def check_finite(module: nn.Module) -> None:
     """
     for name, parameter in module.named_parameters():
         if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
-            raise BackboneError(f"the weights {name!r} hold NaN or infinity; the model is broken, load or train it again")
+            raise BackboneError(
+                f"the weights {name!r} hold NaN or infinity; the model is broken, load or train it again"
+            )
 
 
 class _GivenOutput(BaseModelOutputWithPastAndCrossAttentions):
@@ -142,7 +144,7 @@ def run_head(model: PreTrainedModel, hidden: Float[Tensor, "N D"]) -> Float[Tens
     scales and extra layers are the model's, and the model itself is never touched.
     """
     shell = copy.copy(model)
-    shell.__dict__ = {**model.__dict__, "_modules": {**model._modules, model.base_model_prefix: _Given()}}
+    shell.__dict__ = {**model.__dict__, "_modules": {**vars(model)["_modules"], model.base_model_prefix: _Given()}}
     return shell(inputs_embeds=hidden[None]).logits[0]
 
 

@@ -22,7 +22,8 @@ from .encoder import EncoderBackbone, encoder_special_ids
 from .seq2seq import Seq2SeqBackbone, seq2seq_special_ids
 
 HOW_TO_ADD = (
-    "a family is added with recurrent_memory.backbones.register_family: subclass Backbone (CONTRIBUTING.md, «To add a backbone family»)"
+    "a family is added with recurrent_memory.backbones.register_family: "
+    "subclass Backbone (CONTRIBUTING.md, «To add a backbone family»)"
 )
 
 
@@ -104,7 +105,9 @@ def find_family(config: PretrainedConfig) -> Family:
     for family in _FAMILIES:
         if family.matches(config):
             return family
-    raise BackboneError(f"model type {config.model_type!r} is not a decoder, an encoder or an encoder–decoder known here; {HOW_TO_ADD}")
+    raise BackboneError(
+        f"model type {config.model_type!r} is not a decoder, an encoder or an encoder–decoder known here; {HOW_TO_ADD}"
+    )
 
 
 def family_named(name: str) -> Family:
@@ -140,7 +143,9 @@ def check_attention(backbone: Backbone) -> None:
             changed[:, -1] = rows[:, -1].flip(-1) + 1
             moved = not torch.equal(before, _first_of(backbone, changed))
     except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
-        raise BackboneError(f"{type(model).__name__} does not run on input embeddings ({error}); {HOW_TO_ADD}") from error
+        raise BackboneError(
+            f"{type(model).__name__} does not run on input embeddings ({error}); {HOW_TO_ADD}"
+        ) from error
     finally:
         model.train(was_training)
     if before.shape[-1] != backbone.embedding_width:

@@ -31,7 +31,9 @@ class Seq2SeqBackbone(Backbone):
 
     def head(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """An encoder's output has no head of its own."""
-        raise BackboneError("an encoder–decoder has no logits at its encoder's positions; pass labels to get the decoder's")
+        raise BackboneError(
+            "an encoder–decoder has no logits at its encoder's positions; pass labels to get the decoder's"
+        )
 
     def decode(self, encoded: Float[Tensor, "B R D"], lengths: Int[Tensor, " B"] | None, **inputs: Any) -> Any:
         """The decoder over the last segment's encoder output: what the model returns for `labels` or `decoder_input_ids`."""

@@ -17,7 +17,10 @@ from .common import reads_in_background, run_safely
 COMMANDS: dict[str, tuple[str, str]] = {
     "read": ("recurrent_memory.cli.read:read", "Read a text of any length into a memory, and keep it as a file."),
     "ask": ("recurrent_memory.cli.ask:ask", "Ask a memory a question."),
-    "generate": ("recurrent_memory.cli.generate:generate", "Continue a text, from a memory or a prompt, at any length."),
+    "generate": (
+        "recurrent_memory.cli.generate:generate",
+        "Continue a text, from a memory or a prompt, at any length.",
+    ),
     "info": ("recurrent_memory.cli.info:info", "Say what a model folder or a state file is."),
     "demo": ("recurrent_memory.cli.demo:demo", "Hide facts in a text of a million tokens, read it once, ask for them."),
     "train": ("recurrent_memory.cli.train:train", "Train a model by a recipe."),
@@ -49,7 +52,8 @@ app = typer.Typer(cls=_Commands, add_completion=False, rich_markup_mode=None)
 
 @app.callback(invoke_without_command=True)
 def rmt(
-    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     """Read texts of any length into a small memory of constant size, and ask it.
 

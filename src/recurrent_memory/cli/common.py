@@ -28,7 +28,10 @@ _ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # typer carries cl
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …")]
 Dtype = Annotated[
-    str, typer.Option("--dtype", help="float32, bfloat16, float16, float64; auto: float32 on a CPU, the model's own elsewhere.")
+    str,
+    typer.Option(
+        "--dtype", help="float32, bfloat16, float16, float64; auto: float32 on a CPU, the model's own elsewhere."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; by default one for each core.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of all that is random.")]
@@ -83,7 +86,9 @@ class Common:
 
         recorded = MemoryState.read_metadata(path).get("model")
         if model is None and recorded not in (None, SHIPPED) and not _may_be_found(recorded):
-            raise InputError(f"{path}: its model was in {recorded!r}, which is no longer there; say where it is: --model FOLDER")
+            raise InputError(
+                f"{path}: its model was in {recorded!r}, which is no longer there; say where it is: --model FOLDER"
+            )
         loaded, tokenizer = self.load_model(model if model is not None else recorded)
         return loaded, tokenizer, MemoryState.load(path, model=loaded)
 
@@ -184,7 +189,9 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return f"{_one_line(str(error))}; check the file, the disk and the permissions"
     if isinstance(error, Exception):
-        return f"an error inside rmt: {type(error).__name__}{_in_brackets(error)}; run it again with --debug and report it"
+        return (
+            f"an error inside rmt: {type(error).__name__}{_in_brackets(error)}; run it again with --debug and report it"
+        )
     return None
 
 

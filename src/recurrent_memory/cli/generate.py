@@ -15,16 +15,24 @@ from .common import Common, Debug, Device, Dtype, Json, Model, Seed, Threads, re
 
 
 def generate(
-    state: Annotated[str | None, typer.Option("--state", metavar="STATE", help="Continue the text of this state file.")] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Continue this; `-`: standard input.")] = None,
-    prompt_file: Annotated[str | None, typer.Option("--prompt-file", metavar="FILE", help="Continue this file's text.")] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", metavar="STATE", help="Continue the text of this state file.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="TEXT", help="Continue this; `-`: standard input.")
+    ] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option("--prompt-file", metavar="FILE", help="Continue this file's text.")
+    ] = None,
     model: Model = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", metavar="N", help="At most so many; 0: until the text ends, or Ctrl-C.")
     ] = 200,
     temperature: Annotated[float, typer.Option("--temperature", help="Above 1, more daring; below, less.")] = 1.0,
     top_k: Annotated[int | None, typer.Option("--top-k", help="Only among the K most probable tokens.")] = None,
-    top_p: Annotated[float, typer.Option("--top-p", help="Only among the most probable that make up P together.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Only among the most probable that make up P together.")
+    ] = 1.0,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the most probable token.")] = False,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on where the model ends the text.")] = False,
     encoding: Annotated[str, typer.Option("--encoding", help="Of the prompt's file.")] = "utf-8",

@@ -13,7 +13,9 @@ from .common import Common, Debug, Device, Dtype, Json, Seed, Threads
 
 
 def info(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A model folder or a state file; `shipped`: the package's model.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A model folder or a state file; `shipped`: the package's model.")
+    ],
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -65,7 +67,11 @@ def describe_model(folder: Path) -> tuple[dict[str, Any], str]:
         "fingerprint": config.get("fingerprint"),
     }
     adapters = f", with the adapters {', '.join(config['peft'])} inside" if config.get("peft") else ""
-    tokenizer = "A tokenizer lies beside it." if values["has_tokenizer"] else "It has no tokenizer, so `rmt` cannot read text with it."
+    tokenizer = (
+        "A tokenizer lies beside it."
+        if values["has_tokenizer"]
+        else "It has no tokenizer, so `rmt` cannot read text with it."
+    )
     words = (
         f"{folder}: a recurrent-memory model: {config.get('backbone_class')}{adapters}{_size(weights)}.\n"
         f"It reads segments of {memory.get('segment_length')} tokens, and remembers "
@@ -128,7 +134,9 @@ def describe_state(path: Path) -> tuple[dict[str, Any], str]:
         "model": metadata.get("model"),
         "fingerprint": state.fingerprint,
     }
-    lines = [f"{path}: {'what an interrupted reading remembered so far' if unfinished else 'the memory of a text that was read'}."]
+    lines = [
+        f"{path}: {'what an interrupted reading remembered so far' if unfinished else 'the memory of a text that was read'}."
+    ]
     lines += [f"Text: {name}, {text.tokens:,} tokens" for name, text in zip(names, texts, strict=True)]
     lines += [
         f"Row {number}: {row['tokens_read']:,} tokens read, {row['segments_folded']:,} segments of "

@@ -24,11 +24,19 @@ def read(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a reading that was interrupted.")] = False,
     append_to: Annotated[
         str | None,
-        typer.Option("--append-to", metavar="STATE", help="Read on from this state; without --out, it is the one written."),
+        typer.Option(
+            "--append-to", metavar="STATE", help="Read on from this state; without --out, it is the one written."
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite --out, and give up an interrupted reading of it.")] = False,
-    encoding: Annotated[str, typer.Option("--encoding", help="Of the files, such as utf-16, latin-1, cp1252.")] = "utf-8",
-    save_every: Annotated[float, typer.Option("--save-every", metavar="SECONDS", help="How often to save on the way.")] = 60.0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite --out, and give up an interrupted reading of it.")
+    ] = False,
+    encoding: Annotated[
+        str, typer.Option("--encoding", help="Of the files, such as utf-16, latin-1, cp1252.")
+    ] = "utf-8",
+    save_every: Annotated[
+        float, typer.Option("--save-every", metavar="SECONDS", help="How often to save on the way.")
+    ] = 60.0,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",

@@ -87,7 +87,9 @@ def ask(
         return []
     with evaluating(model):
         folded = fold(model, state).index(rows)
-        decoded = _decode(model, folded, [ids[text] for text in texts], _Endings(tokenizer, eos_ids(model, tokenizer)), max_new_tokens)
+        decoded = _decode(
+            model, folded, [ids[text] for text in texts], _Endings(tokenizer, eos_ids(model, tokenizer)), max_new_tokens
+        )
     return [
         Answer(questions[text], _text_of(tokenizer, tokens), probability, tuple(tokens))
         for text, (tokens, probability) in zip(texts, decoded, strict=True)
@@ -105,7 +107,7 @@ def question_ids(model: RecurrentMemoryModel, tokenizer: Any, question: str) -> 
     ids: list[int] = tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"]
     length = model.memory_config.segment_length
     if not question.strip() or not ids:
-        raise InputError("the question is empty; ask something, such as \"Where is Mary?\"")
+        raise InputError('the question is empty; ask something, such as "Where is Mary?"')
     if len(ids) > length:
         raise InputError(
             f"the question has {len(ids)} tokens, more than a segment of this model holds ({length}); ask a shorter one, or "

@@ -61,7 +61,9 @@ class GenerationWithMemory:
             generated.sequences = generated.sequences[:, 1:]
             return generated
         if input_ids.ndim == 2 and input_ids.shape[1] == 0:
-            raise GenerationError("the prompt is empty; give at least one token, or leave it out to go on from what is pending")
+            raise GenerationError(
+                "the prompt is empty; give at least one token, or leave it out to go on from what is pending"
+            )
         return _super_generate(model, input_ids, generation_config, memory_state, kwargs)
 
     def prepare_inputs_for_generation(
@@ -74,21 +76,34 @@ class GenerationWithMemory:
         """At first the whole prompt goes in, then each new token alone; only the last one's logits come out."""
         if kwargs.get("prompt_is_read"):
             input_ids, attention_mask = input_ids[:, -1:], None
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "memory_state": memory_state, "logits_to_keep": 1}
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "memory_state": memory_state,
+            "logits_to_keep": 1,
+        }
 
-    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any
+    ) -> dict[str, Any]:
         model_kwargs["memory_state"] = outputs.memory_state.detach()
         model_kwargs["prompt_is_read"] = True
         return model_kwargs
 
     def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **model_kwargs: Any
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
     ) -> tuple[Tensor | None, dict[str, Any]]:
         if expand_size == 1:
             return input_ids, model_kwargs
         for name, value in model_kwargs.items():
             if isinstance(value, MemoryState):
-                model_kwargs[name] = value.index(torch.arange(value.batch_size, device=value.device).repeat_interleave(expand_size))
+                model_kwargs[name] = value.index(
+                    torch.arange(value.batch_size, device=value.device).repeat_interleave(expand_size)
+                )
             elif isinstance(value, Tensor):
                 model_kwargs[name] = value.repeat_interleave(expand_size, dim=0)
         return input_ids.repeat_interleave(expand_size, dim=0) if input_ids is not None else None, model_kwargs
@@ -122,7 +137,9 @@ def _refuse_unsupported(model: RecurrentMemoryModel, config: GenerationConfig | 
 
     beams = setting("num_beams") or 1
     if beams > 1:
-        raise GenerationError(f"num_beams={beams} is not supported: a memory is not reordered between beams; use num_beams=1, or do_sample=True")
+        raise GenerationError(
+            f"num_beams={beams} is not supported: a memory is not reordered between beams; use num_beams=1, or do_sample=True"
+        )
     for name in ("assistant_model", "prompt_lookup_num_tokens", "past_key_values", "inputs_embeds", "custom_generate"):
         if setting(name) is not None:
             raise GenerationError(f"{name} is not supported with a recurrent memory; leave it out")
@@ -138,7 +155,11 @@ def _prompt_from_pending(state: MemoryState | None) -> tuple[Tensor, MemoryState
 
 
 def _super_generate(
-    model: RecurrentMemoryModel, input_ids: Tensor, config: GenerationConfig | None, state: MemoryState | None, kwargs: dict[str, Any]
+    model: RecurrentMemoryModel,
+    input_ids: Tensor,
+    config: GenerationConfig | None,
+    state: MemoryState | None,
+    kwargs: dict[str, Any],
 ) -> Any:
     from transformers import GenerationMixin
 
@@ -149,17 +170,23 @@ def _super_generate(
     if bool((mask.sum(1) == 0).any()):
         raise InputError("a row of the prompt is empty; every row needs at least one token to continue")
     if bool((mask[:, -1] == 0).any()):
-        raise GenerationError("the prompt is padded on the right; pad on the left (tokenizer.padding_side = 'left') to generate")
+        raise GenerationError(
+            "the prompt is padded on the right; pad on the left (tokenizer.padding_side = 'left') to generate"
+        )
     kwargs.setdefault("use_cache", False)
     state = state if state is not None else model.initial_state(input_ids.shape[0])
     model.check_state(state)
-    return GenerationMixin.generate(
+    return cast(Any, GenerationMixin).generate(
         model, input_ids, generation_config=config, attention_mask=mask, memory_state=state, **kwargs
     )
 
 
 def _generate_seq2seq(
-    model: RecurrentMemoryModel, input_ids: Tensor | None, config: GenerationConfig | None, state: MemoryState | None, kwargs: dict[str, Any]
+    model: RecurrentMemoryModel,
+    input_ids: Tensor | None,
+    config: GenerationConfig | None,
+    state: MemoryState | None,
+    kwargs: dict[str, Any],
 ) -> Any:
     mask = kwargs.pop("attention_mask", None)
     if input_ids is not None:

@@ -214,7 +214,9 @@ class Journal:
             if before != after
         ]
         if changed:
-            self.notify(f"The last digits of the memory may differ from an uninterrupted reading: {', '.join(changed)}.")
+            self.notify(
+                f"The last digits of the memory may differ from an uninterrupted reading: {', '.join(changed)}."
+            )
 
     # ------------------------------------------------------------------ saving
 
@@ -259,7 +261,9 @@ class Journal:
     def _with_advice(self, error: OutputError) -> OutputError:
         if not self.partial.exists():
             return error
-        advised = OutputError(f"{error} What was read before is in '{self.partial}': go on with --resume (resume=True).")
+        advised = OutputError(
+            f"{error} What was read before is in '{self.partial}': go on with --resume (resume=True)."
+        )
         advised.errno = error.errno
         return advised
 
@@ -281,11 +285,17 @@ def _reading_of(partial: Path) -> tuple[TextRecord, Conditions]:
         record = TextRecord(**{name: reading[name] for name in TextRecord.__slots__})
         return record, Conditions(**{name: reading[name] for name in Conditions.__slots__})
     except (KeyError, TypeError, ValueError) as error:
-        raise StateFileError(f"{partial}: is not an interrupted reading ({error!r}); start again with --force") from error
+        raise StateFileError(
+            f"{partial}: is not an interrupted reading ({error!r}); start again with --force"
+        ) from error
 
 
 def _described(appended_to: str | None) -> str:
-    return "without a state to append to" if appended_to is None else f"by appending to a state with the hash {appended_to[:12]}"
+    return (
+        "without a state to append to"
+        if appended_to is None
+        else f"by appending to a state with the hash {appended_to[:12]}"
+    )
 
 
 def _dumped(texts: list[TextRecord]) -> str:
@@ -295,4 +305,3 @@ def _dumped(texts: list[TextRecord]) -> str:
 def _as_json(value: Any) -> Any:
     """As it comes back from a file."""
     return json.loads(json.dumps(value))
-

@@ -67,7 +67,9 @@ class _Lines:
             return
         self._next = time.monotonic() + SECONDS_BETWEEN_LINES
         share = "" if fraction is None else f"{fraction:.0%}"
-        print(", ".join(part for part in (f"{tokens:,} tokens", share, rate, left) if part), file=sys.stderr, flush=True)
+        print(
+            ", ".join(part for part in (f"{tokens:,} tokens", share, rate, left) if part), file=sys.stderr, flush=True
+        )
 
     def close(self) -> None:
         pass

@@ -238,7 +238,13 @@ class MemoryReader:
         return _Point(interrupted.state, record.tokens, digest)
 
     def _read_on(
-        self, feed: TokenFeed, point: _Point, text: TokenSource, journal: Journal | None, conditions: Conditions, bar: Progress
+        self,
+        feed: TokenFeed,
+        point: _Point,
+        text: TokenSource,
+        journal: Journal | None,
+        conditions: Conditions,
+        bar: Progress,
     ) -> _Point:
         saved_at = time.monotonic()
         try:

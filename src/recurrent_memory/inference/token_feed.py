@@ -93,10 +93,17 @@ def as_ids(chunk: Any) -> Int[Tensor, " T"]:
     try:
         ids = torch.as_tensor(chunk)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(f"cannot read token ids from a {type(chunk).__name__} ({error}); give ints or chunks of ints") from error
+        raise InputError(
+            f"cannot read token ids from a {type(chunk).__name__} ({error}); give ints or chunks of ints"
+        ) from error
     if not ids.numel():
         return torch.zeros(0, dtype=torch.long)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.numel() > max(ids.shape, default=1):
+    if (
+        ids.is_floating_point()
+        or ids.is_complex()
+        or ids.dtype == torch.bool
+        or ids.numel() > max(ids.shape, default=1)
+    ):
         raise InputError(
             f"cannot read token ids from {ids.dtype} of the shape {list(ids.shape)}; give whole numbers, one text at a time"
         )

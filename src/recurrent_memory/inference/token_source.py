@@ -31,7 +31,14 @@ class TokenSource:
         InputError: at once, if it is missing, empty, binary, wrongly encoded, or of a type that cannot be read.
     """
 
-    def __init__(self, source: Any, streamer: TokenStreamer | None, encoding: str, backbone: Backbone, expected_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        source: Any,
+        streamer: TokenStreamer | None,
+        encoding: str,
+        backbone: Backbone,
+        expected_tokens: int | None = None,
+    ) -> None:
         self.name = "the text"
         self._encoding = encoding
         self._removed_ids = backbone.special_ids() if backbone.strips_special_tokens else ()
@@ -68,7 +75,9 @@ class TokenSource:
             else:
                 self._ids, self._is_made_on_the_way = id_blocks(items), not isinstance(source, list | tuple)
         else:
-            raise InputError(f"cannot read a {type(source).__name__}; give the name of a file, an iterator of str, or token ids")
+            raise InputError(
+                f"cannot read a {type(source).__name__}; give the name of a file, an iterator of str, or token ids"
+            )
 
     def _open_files(self, paths: list[str | os.PathLike[str]]) -> None:
         self._paths = paths

@@ -42,7 +42,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
-            raise ConfigError(f"temperature={self.temperature} must be above 0; for the most probable token, use --greedy")
+            raise ConfigError(
+                f"temperature={self.temperature} must be above 0; for the most probable token, use --greedy"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k={self.top_k} must be at least 1")
         if not 0 < self.top_p <= 1:
@@ -121,5 +123,11 @@ def _generation_config(sampling: Sampling, ends: frozenset[int], tokenizer: Any)
     from transformers import GenerationConfig
 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
-    choice = {} if sampling.greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or 0}
-    return GenerationConfig(do_sample=not sampling.greedy, eos_token_id=sorted(ends) or None, pad_token_id=pad, **choice)
+    choice = (
+        {}
+        if sampling.greedy
+        else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or 0}
+    )
+    return GenerationConfig(
+        do_sample=not sampling.greedy, eos_token_id=sorted(ends) or None, pad_token_id=pad, **choice
+    )

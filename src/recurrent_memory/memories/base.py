@@ -63,7 +63,9 @@ class Memory(nn.Module, ABC):
         """R, positions of a row that holds a full segment."""
 
     @abstractmethod
-    def fold(self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def fold(
+        self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Read a segment and remember it.
 
         Returns:
@@ -71,7 +73,9 @@ class Memory(nn.Module, ABC):
         """
 
     @abstractmethod
-    def look(self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None) -> tuple[Any, Rows]:
+    def look(
+        self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None
+    ) -> tuple[Any, Rows]:
         """Read a segment without remembering it.
 
         Args:

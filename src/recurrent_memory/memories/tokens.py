@@ -44,14 +44,18 @@ class TokenMemory(Memory):
         blocks = 2 if backbone.separate_write_block else 1
         return self.config.segment_length + blocks * size + backbone.num_special_tokens(size)
 
-    def fold(self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def fold(
+        self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Memory.fold`."""
         memory = tensors["memory"]
         rows = build_rows(backbone, segment, memory, write=True)
         hidden = backbone.encode(rows.embeddings, rows.lengths)
         return rows.text_of(hidden), {"memory": self._written(backbone, rows, hidden, memory)}
 
-    def look(self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None) -> tuple[Any, Rows]:
+    def look(
+        self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None
+    ) -> tuple[Any, Rows]:
         """See `Memory.look`."""
         rows = build_rows(backbone, segment, tensors["memory"], write=False)
         return (run or backbone.encode)(rows.embeddings, rows.lengths), rows

@@ -63,9 +63,11 @@ def load_model(
             f"{place}: there is no tokenizer beside the model ({reason}); save it there: tokenizer.save_pretrained(folder)"
         ) from error
     try:
-        moved: Any = model.to(where)
+        moved: Any = model.to(where)  # pyright: ignore[reportArgumentType]
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(f"--device {device}: the model cannot be moved there ({_first_line(error)}); try --device cpu") from error
+        raise ConfigError(
+            f"--device {device}: the model cannot be moved there ({_first_line(error)}); try --device cpu"
+        ) from error
     return moved.eval(), tokenizer
 
 
@@ -83,7 +85,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"--device {name}: is not available here ({_first_line(error)}); use --device auto or cpu") from error
+        raise ConfigError(
+            f"--device {name}: is not available here ({_first_line(error)}); use --device auto or cpu"
+        ) from error
     if device.type == "meta":
         raise ConfigError(f"--device {name}: holds no numbers; use --device auto or cpu")
     return device
@@ -103,9 +107,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype | None:
         raise ConfigError(f"--dtype {name}: is not one of auto, {', '.join(DTYPES)}")
     dtype: torch.dtype = getattr(torch, name)
     try:
-        torch.ones(2, 2, device=device, dtype=dtype) @ torch.ones(2, 2, device=device, dtype=dtype)
+        torch.ones(2, 2, device=device, dtype=dtype).matmul(torch.ones(2, 2, device=device, dtype=dtype))
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"--dtype {name}: cannot be computed with on {device} ({_first_line(error)}); use float32") from error
+        raise ConfigError(
+            f"--dtype {name}: cannot be computed with on {device} ({_first_line(error)}); use float32"
+        ) from error
     return dtype
 
 
@@ -121,7 +127,9 @@ def _place(name_or_path: str | Path | None) -> str:
     if name_or_path is None or str(name_or_path) == SHIPPED:
         folder = shipped_model_path()
         if not (folder / "config.json").is_file():
-            raise BackboneError("this installation comes without a model; name one with --model FOLDER, or install the package again")
+            raise BackboneError(
+                "this installation comes without a model; name one with --model FOLDER, or install the package again"
+            )
         return str(folder)
     name = str(name_or_path)
     path = Path(name).expanduser()
