@@ -56,10 +56,10 @@ class RecurrentMemoryModel(GenerationWithMemory, PreTrainedModel, GenerationMixi
     config: RecurrentMemoryConfig
 
     def __init__(self, config: RecurrentMemoryConfig, backbone: PreTrainedModel | None = None) -> None:
-        attention = config._attn_implementation  # as asked for; None: the backbone's own choice
+        attention = config._attn_implementation  # as asked for; None: the backbone's own choice  # pyright: ignore[reportPrivateUsage]
         super().__init__(config)
         self.backbone = backbone if backbone is not None else build_backbone_model(config, attention)
-        config._attn_implementation = self.backbone.config._attn_implementation
+        config._attn_implementation = self.backbone.config._attn_implementation  # pyright: ignore[reportPrivateUsage]
         self.loss_type = self.view.loss_type
         if not any(parameter.is_meta for parameter in self.backbone.parameters()):
             for module in self.backbone.modules():  # an adapter's layers too: nothing that is there is drawn anew
