@@ -253,12 +253,12 @@ def test_a_safetensors_file_of_something_else(path: Path) -> None:
             "the memory 'memory' holds NaN or infinity",
         ),
         (lambda s: replace(s, tensors={"memory": torch.zeros(2, 2, 5)}), r"the shapes of \['memory'\] do not agree"),
-        (lambda s: replace(s, segments_folded=torch.zeros(1)), r"the shapes of \['segments_folded'\] do not agree"),
+        (lambda s: replace(s, segments_folded=torch.zeros(1, dtype=torch.long)), r"the shapes of \['segments_folded'\] do not agree"),
         (lambda s: replace(s, tensors={}), r"do not agree; the file is damaged, read the text again"),
         (lambda s: replace(s, pending=s.pending[:, :2]), "pending_lengths does not fit the pending tokens"),
-        (lambda s: replace(s, pending_lengths=-s.pending_lengths), "pending_lengths does not fit the pending tokens"),
-        (lambda s: replace(s, tokens_read=s.tokens_read.float()), "tokens_read .*whole numbers"),
-        (lambda s: replace(s, pending=-s.pending), "below 0"),
+        (lambda s: replace(s, pending_lengths=-s.pending_lengths), "pending_lengths must be whole numbers, none below 0"),
+        (lambda s: replace(s, tokens_read=s.tokens_read.float()), "tokens_read must be whole numbers, none below 0"),
+        (lambda s: replace(s, pending=-s.pending), "pending must be whole numbers, none below 0"),
     ],
 )
 def test_a_state_that_makes_no_sense(change: Callable[[MemoryState], MemoryState], message: str, path: Path) -> None:

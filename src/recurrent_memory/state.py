@@ -213,7 +213,7 @@ class MemoryState:
         tensors |= {name: getattr(self, name) for name in _COUNTERS}
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         header = {
-            **(metadata or {}),
+            **{name: value for name, value in (metadata or {}).items() if name != "sha256"},
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "fingerprint": self.fingerprint,
@@ -325,7 +325,11 @@ def _check_consistent(state: MemoryState, path: str | Path) -> None:
         wrong.append("pending")
     if wrong:
         raise StateFileError(f"{path}: the shapes of {wrong} do not agree; the file is damaged, read the text again")
-    if bool((state.pending_lengths > state.pending.shape[1]).any()) or bool((state.pending_lengths < 0).any()):
+    for name in _COUNTERS:
+        counter: Tensor = getattr(state, name)
+        if counter.dtype != torch.long or bool((counter < 0).any()):
+            raise StateFileError(f"{path}: {name} must be whole numbers, none below 0; the file is damaged, read the text again")
+    if bool((state.pending_lengths > state.pending.shape[1]).any()):
         raise StateFileError(f"{path}: pending_lengths does not fit the pending tokens; the file is damaged")
     for name, tensor in state.tensors.items():
         if not bool(torch.isfinite(tensor).all()):

@@ -67,9 +67,16 @@ def rmt(
         typer.echo(context.get_help())
 
 
+def _run(arguments: list[str]) -> None:
+    # Not `app(arguments)`, which has its own exit statuses for Ctrl-C and for a pipe that is closed.
+    command = typer.main.get_command(app)
+    with command.make_context("rmt", list(arguments)) as context:
+        command.invoke(context)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0, or 2 after one clear line on stderr."""
-    status = run_safely(app, arguments)
+    status = run_safely(_run, arguments)
     if arguments is None and reads_in_background():
         # A thread that waits for standard input would have Python abort at its end.
         sys.stdout.flush()

@@ -133,8 +133,8 @@ class Notes:
 # ---------------------------------------------------------------------- failing
 
 
-def run_safely(app: Callable[..., Any], arguments: list[str] | None) -> int:
-    """Run a typer application: exit status 0, or 2 with one line on stderr and no traceback."""
+def run_safely(run: Callable[[list[str]], Any], arguments: list[str] | None) -> int:
+    """Run a command line: exit status 0, or 2 with one line on stderr and no traceback."""
     given = sys.argv[1:] if arguments is None else arguments
     # Before transformers is imported: it would write to stderr what is of no use to whoever runs a command.
     for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1")):
@@ -147,7 +147,7 @@ def run_safely(app: Callable[..., Any], arguments: list[str] | None) -> int:
         with warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")
-            status = app(given, standalone_mode=False, prog_name="rmt")
+            status = _status_of(run, given)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has enough of it, as `head` does. Python must not flush into the pipe once more.
@@ -163,7 +163,15 @@ def run_safely(app: Callable[..., Any], arguments: list[str] | None) -> int:
         with suppress(OSError):
             print(f"rmt: {line}", file=sys.stderr, flush=True)
         return FAILED
-    return status if isinstance(status, int) else 0
+    return status
+
+
+def _status_of(run: Callable[[list[str]], Any], arguments: list[str]) -> int:
+    try:
+        run(arguments)
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    return 0
 
 
 def reads_in_background() -> bool:

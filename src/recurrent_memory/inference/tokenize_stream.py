@@ -175,13 +175,15 @@ class _Stream:
         """Index of a token such that those before it are certain whatever follows, as far on as can be."""
         if len(tokens) - first < 2:
             return None
-        end, longest = self.end, self.encoder.longest
+        end = self.end
         for cut in self._cuts_between_words(tokens, first):
             ends = [end, end - 1, end - 2, end - 3, (tokens.start(cut) + end) // 2]
             if self._is_stable(tokens, cut, ends, self.encoder.context):
                 return cut
         if self.encoder.is_local:
             for cut in self._cuts_inside_words(tokens, first):
+                # Of a text that is normalized, or of unknown characters, a token may be longer than in the vocabulary.
+                longest = max(self.encoder.longest, *(last - start for start, last in tokens.spans[cut:]))
                 ends = range(end, end - longest, -1)
                 if self._word_is_stable(tokens, first, cut) and self._is_stable(tokens, cut, ends, _TAIL_CHARS):
                     return cut
@@ -254,8 +256,8 @@ class _Stream:
         """Index of a token, at `position` or a little before it, that a window may begin with."""
         begin = tokens.first_at(tokens.left)  # not in the anchor
         last = min(tokens.last_at(position), cut - 1)
-        near = [i for i in range(last, begin, -1) if tokens.start(i) >= position - context or i == last]
-        cuts = [i for i in near if tokens.is_boundary(i)]
+        stop = max(begin, min(last, tokens.first_at(position - context)) - 1)
+        cuts = [i for i in range(last, stop, -1) if tokens.is_boundary(i)]
         fit = [i for i in cuts if may_begin(self.buffer, tokens.start(i) - self.base)]
         words = [i for i in fit if tokens.is_word_start(i)]
         return (words or fit or cuts or [begin])[0]
