@@ -327,3 +327,13 @@ def test_a_state_is_written_whole_or_not_at_all(path: Path, tmp_path: Path, monk
         make((1, 1, 1)).save(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_counters_that_are_one_tensor_in_memory(config: MemoryConfig, tmp_path: Path) -> None:
+    """As in a model's initial state."""
+    zeros = torch.zeros(2, dtype=torch.long)
+    state = MemoryState({"memory": torch.zeros(1, 3, 4).expand(2, -1, -1)}, zeros, zeros, zeros[:, None], zeros, config, "f")
+    state.save(tmp_path / "state")
+    loaded = MemoryState.load(tmp_path / "state")
+    assert torch.equal(loaded.tokens_read, zeros)
+    assert torch.equal(loaded.memory, state.memory)

@@ -129,12 +129,23 @@ def load_pretrained(
             f"{path}: the weights lack {missing[:3]}{' …' if len(missing) > 3 else ''}; is the folder whole?"
         )
     check_finite(loaded)
+    _lay_out_anew(loaded)
     if loaded.config.peft:
         from .adapters import restore_trainable
 
         restore_trainable(loaded)
     loaded.reset_fingerprint(loaded.config.fingerprint)
     return (loaded, info) if want_info else loaded
+
+
+def _lay_out_anew(model: PreTrainedModel) -> None:
+    """Weights that are mapped from a file lie at any address, and matrix products round by it.
+
+    Where PyTorch itself would have put them, they compute bit for bit what they did before they were saved.
+    """
+    for parameter in model.parameters():
+        if not parameter.is_meta and parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
 
 
 def head_classes(family: Family, config: PretrainedConfig) -> dict[str, type[PreTrainedModel]]:

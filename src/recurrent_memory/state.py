@@ -211,7 +211,7 @@ class MemoryState:
 
         tensors = {f"memory.{name}": t for name, t in self.tensors.items()}
         tensors |= {name: getattr(self, name) for name in _COUNTERS}
-        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         header = {
             **{name: value for name, value in (metadata or {}).items() if name != "sha256"},
             "format": FORMAT,

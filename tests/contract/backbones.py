@@ -58,6 +58,13 @@ class Tiny:
     def is_seq2seq(self) -> bool:
         return self.name == "t5"
 
+    @property
+    def cls_and_sep(self) -> tuple[int, int]:
+        """The ids that an encoder's rows begin and end with."""
+        if self.name.startswith("roberta"):
+            return 0, 2
+        return self.arguments.get("cls_token_id", CLS), self.arguments.get("sep_token_id", SEP)
+
     def overhead(self, num_memory_tokens: int) -> int:
         """Positions of a row that are not text."""
         if self.is_decoder:

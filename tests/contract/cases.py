@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from contract.backbones import CLS, SEP, VOCAB, M, S, Tiny
+from contract.backbones import VOCAB, M, S, Tiny
 from recurrent_memory import MemoryConfig, MemoryState, RecurrentMemoryModel
 from recurrent_memory.memories import reference
 from recurrent_memory.memories.reference import Reference
@@ -99,8 +99,7 @@ def oracle(tiny: Tiny, model: RecurrentMemoryModel, text: Sequence[int], labels=
         return reference.decoder(model.backbone, memory, text, length, labels)
     if tiny.is_seq2seq:
         return reference.seq2seq(model.backbone, memory, text, length, eos_id=1, labels=labels)
-    cls_id, sep_id = (0, 2) if tiny.name.startswith("roberta") else (CLS, SEP)
-    return reference.encoder(model.backbone, memory, text, length, cls_id, sep_id, labels)
+    return reference.encoder(model.backbone, memory, text, length, *tiny.cls_and_sep, labels)
 
 
 def oracle_logits(reference: Reference) -> Tensor:

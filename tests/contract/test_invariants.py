@@ -140,7 +140,7 @@ def test_without_memory_tokens_it_is_the_backbone_on_separate_segments(tiny: Tin
             logits = torch.cat([backbone(input_ids=torch.tensor([segment])).logits[0] for segment in segments])
             output = model(input_ids=torch.tensor([text]))
         else:
-            cls, sep = (0, 2) if tiny.name.startswith("roberta") else (1, 2)
+            cls, sep = tiny.cls_and_sep
             rows = [backbone(input_ids=torch.tensor([[cls, *segment, sep]])).logits[0] for segment in segments]
             logits = rows[-1] if tiny.is_classifier else torch.cat([row[1:-1] for row in rows])
             output = model(input_ids=torch.tensor([text]))

@@ -91,7 +91,7 @@ class TokenSource:
         """What identifies the files; None where they cannot be looked at beforehand (a pipe, an iterator)."""
         if not self._paths or STDIN in self._paths:
             return None
-        found = source_identity(self._paths)
+        found = source_identity(self._paths, encoding=self._encoding)
         if any(file["sha256"] is None for file in found["files"]):
             return None
         if not any(file["name"].endswith(".gz") for file in found["files"]):

@@ -71,6 +71,8 @@ class Recipe(_Strict):
         expected: The result, the time and the cost to expect, in words.
         seed: Of everything that is drawn.
         backbone: The configuration of a transformers causal language model, `model_type` included.
+        residual_scale: Factor on the initial weights that write into the residual stream. Below 1 the write block begins
+            nearly as a copy of the read block, so that a memory is kept before anything is learned.
         memory: The settings of `MemoryConfig`.
         tokenizer: The vocabulary.
         noise: Folders, files or hub ids of texts to hide facts in.
@@ -88,6 +90,7 @@ class Recipe(_Strict):
     expected: str
     seed: int = 0
     backbone: dict[str, Any]
+    residual_scale: float = Field(1.0, gt=0)
     memory: dict[str, Any]
     tokenizer: TokenizerRecipe = Field(default_factory=TokenizerRecipe.model_construct)
     noise: list[str] = []
