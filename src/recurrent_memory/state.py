@@ -328,7 +328,9 @@ def _check_consistent(state: MemoryState, path: str | Path) -> None:
     for name in _COUNTERS:
         counter: Tensor = getattr(state, name)
         if counter.dtype != torch.long or bool((counter < 0).any()):
-            raise StateFileError(f"{path}: {name} must be whole numbers, none below 0; the file is damaged, read the text again")
+            raise StateFileError(
+                f"{path}: {name} must be whole numbers, none below 0; the file is damaged, read the text again"
+            )
     if bool((state.pending_lengths > state.pending.shape[1]).any()):
         raise StateFileError(f"{path}: pending_lengths does not fit the pending tokens; the file is damaged")
     for name, tensor in state.tensors.items():

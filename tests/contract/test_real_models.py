@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from contract.backbones import Tiny
 from contract.cases import assert_close, assert_same_state, batch, gradients, oracle, oracle_logits, weights_like
@@ -106,9 +107,15 @@ def texts_of(real: Tiny, lengths: tuple[int, ...]) -> list[list[int]]:
     return [words_of(real)[start : start + length] for start, length in enumerate(lengths)]
 
 
+def norm_in_its_own_dtype(self: LlamaRMSNorm, hidden: torch.Tensor) -> torch.Tensor:
+    return self.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+
 @every_real_model
-def test_it_agrees_with_the_oracle_row_by_row(real: Tiny) -> None:
-    model = model_of(real)
+def test_it_agrees_with_the_oracle_row_by_row(real: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Dozens of norms in float32 add up to more than 1e-6 in a gradient. In float64 nothing hides behind them.
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm_in_its_own_dtype)
+    model, tolerance = model_of(real), 1e-10
     texts = texts_of(real, (5, S, 2 * S + 3))
     labels: list = [1, 0, 2] if real.is_classifier else texts
     expected = [oracle(real, model, text, label) for text, label in zip(texts, labels, strict=True)]
@@ -117,15 +124,15 @@ def test_it_agrees_with_the_oracle_row_by_row(real: Tiny) -> None:
     output = model(input_ids=ids, attention_mask=mask, labels=targets)
     for row, reference_ in enumerate(expected):
         actual = output.logits[row] if real.is_classifier else output.logits[row][mask[row].bool()]
-        assert_close(actual, oracle_logits(reference_), real.tolerance, "logits")
-        assert_close(output.memory_state.memory[row], reference_.memory, real.tolerance, "memory")
-    assert_close(output.loss, mean_loss(expected), real.tolerance, "loss")
+        assert_close(actual, oracle_logits(reference_), tolerance, "logits")
+        assert_close(output.memory_state.memory[row], reference_.memory, tolerance, "memory")
+    assert_close(output.loss, mean_loss(expected), tolerance, "loss")
     memory = output.memory_state.memory
     ours = output.loss + (memory * weights_like(memory)).sum()
     theirs = mean_loss(expected) + (torch.stack([r.memory for r in expected]) * weights_like(memory)).sum()
     slow = gradients(model, theirs)
     for name, gradient in gradients(model, ours).items():
-        assert_close(gradient, slow[name], real.tolerance, f"gradient of {name}")
+        assert_close(gradient, slow[name], tolerance, f"gradient of {name}")
 
 
 @every_real_model

@@ -603,7 +603,7 @@ def test_ctrl_c_in_a_process_of_its_own_that_waits_for_standard_input(tmp_path: 
     command += ["--threads", "1"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None
-    process.stdin.write((prose(2000) + "\n").encode())
+    process.stdin.write((prose(9000) + "\n").encode())  # several blocks of the tokenizer
     process.stdin.flush()
     for _ in range(6000):
         if partial_path(out).exists() or process.poll() is not None:
