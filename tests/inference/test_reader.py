@@ -170,7 +170,7 @@ def test_stats(reader: MemoryReader) -> None:
     state = reader.read(ids_of(TEXT)[: 3 * S + 1])
     stats = reader.stats
     assert (stats.tokens, stats.segments, stats.state_bytes) == (3 * S + 1, 4, state.num_bytes)
-    assert stats.tokens_per_s == pytest.approx(stats.tokens / stats.seconds)
+    assert stats.tokens_per_s >= stats.tokens / stats.seconds > 0
     assert stats.peak_rss_mb > 50  # torch alone is more
 
 

@@ -188,6 +188,23 @@ def test_an_interruption_before_the_first_block_leaves_nothing(reader: MemoryRea
     assert not partial_path(out).exists()
 
 
+def test_an_interruption_while_skipping_says_what_is_kept(
+    reader: MemoryReader, book: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(reader, book, out)
+
+    def skip(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reader, "_skip", skip)
+    with pytest.raises(KeyboardInterrupt) as error:
+        reader.read(book, out=out, resume=True)
+    assert message_of(error) == (
+        f"interrupted; what was read before is kept in '{partial_path(out)}'; go on with the same command and --resume"
+    )
+    assert partial_path(out).exists()
+
+
 def test_what_was_saved_last_is_enough(reader: MemoryReader, book: Path, out: Path, tmp_path: Path) -> None:
     """As after SIGKILL, when nobody saves in the end."""
     mend = interrupt_after(reader.model, 5, error=SystemError)
@@ -524,6 +541,16 @@ def test_resuming_without_the_state_that_was_appended_to(
     reader.read(iter(["Another first text."]), out=base, force=True)
     with pytest.raises(SourceChangedError, match="by appending to a state with the hash"):
         reader.read(book, out=out, append_to=base, resume=True)
+
+
+def test_appending_to_a_state_that_is_no_file(reader: MemoryReader, book: Path, out: Path) -> None:
+    base, other = reader.read(iter(["A first text."])), reader.read(iter(["A f1rst text."]))
+    expected = reader.read(book, append_to=base)
+    interrupted(reader, book, out, append_to=base)
+    with pytest.raises(SourceChangedError, match="by appending to a state with the hash"):
+        reader.read(book, out=out, append_to=other, resume=True)
+    state = reader.read(book, out=out, append_to=base, resume=True)
+    assert torch.equal(state.memory, expected.memory)
 
 
 def test_appending_to_a_partial_state(reader: MemoryReader, book: Path, out: Path, tmp_path: Path) -> None:

@@ -98,13 +98,21 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def state_sha256(state: MemoryState) -> str:
+    """The hash of what a state remembers."""
+    digest = hashlib.sha256()
+    for _, tensor in sorted({**state.tensors, "pending": state.pending, "tokens_read": state.tokens_read}.items()):
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 class Journal:
     """Finds what an earlier run left, and saves what this one reads.
 
     Args:
         out: Where the finished state goes.
         sources: The identity of the text, or None.
-        append_to: The state file that is read on from, if any.
+        append_to: The state, or its file, that is read on from, if any.
         metadata: Further strings to keep beside the state.
         notify: Told, in a line, what is found.
     """
@@ -113,17 +121,19 @@ class Journal:
         self,
         out: Path,
         sources: Any,
-        append_to: Path | None,
+        append_to: Path | MemoryState | None,
         metadata: Mapping[str, str],
         notify: Callable[[str], None],
     ) -> None:
         self.out, self.partial = out, partial_path(out)
-        self.append_to = append_to
+        self.append_to = append_to if isinstance(append_to, Path) else None
         self.metadata = dict(metadata)
         self.notify = notify
         self.before: list[TextRecord] = []
         self.record = TextRecord(sources=_as_json(sources))
-        if append_to is not None:
+        if isinstance(append_to, MemoryState):
+            self.record = replace(self.record, appended_to=state_sha256(append_to))
+        elif append_to is not None:
             found = MemoryState.read_metadata(append_to)
             if READING in found:
                 raise StateFileError(
@@ -145,8 +155,6 @@ class Journal:
             return None
         texts = texts_of(MemoryState.read_metadata(self.out))
         if not texts or not _are_same(texts[-1].sources, self.record.sources):
-            return None
-        if self.append_to is None and texts[-1].appended_to is not None:
             return None
         if not self.in_place and texts[-1].appended_to != self.record.appended_to:
             return None

@@ -40,8 +40,8 @@ class ReadingStats:
     Args:
         tokens: Tokens of the text, those of an interrupted reading before included.
         segments: Segments that they are.
-        seconds: Wall-clock time of this run.
-        tokens_per_s: Tokens that this run read, in a second of it.
+        seconds: Wall-clock time of this run, all told.
+        tokens_per_s: Tokens that this run read, in a second of reading: checking and skipping are not counted.
         peak_rss_mb: The most memory that the process has had, in 10^6 bytes.
         state_bytes: The size of the memory, and what is pending.
         resumed_at: Tokens that an interrupted reading had read.
@@ -115,7 +115,7 @@ class MemoryReader:
         self.tokenizer = tokenizer
         self.progress = progress
         self.save_every_s = save_every_s
-        length = model.memory_config.segment_length
+        self._segment_length = length = model.memory_config.segment_length
         self.tokens_per_block = max(1, tokens_per_block // length) * length
         self.notify: Callable[[str], None] = notify or _log.info
         self._stats: ReadingStats | None = None
@@ -176,28 +176,32 @@ class MemoryReader:
         if journal is not None:
             if resume and (done := journal.finished()) is not None:
                 self.model.check_state(done, where=str(out))
-                self._finish_stats(started, done, journal.record.tokens, self._segments(done), journal.record.tokens)
+                tokens = journal.record.tokens
+                self._finish_stats(started, done, tokens, -(-tokens // self._segment_length), tokens, 0.0)
                 return done.to(self.model.device, self.model.memory_dtype)
             journal.check_free(resume, force)
         elif resume:
             raise ConfigError("resume=True needs out=…, the file whose unfinished reading is to be gone on with")
         base = self._base(append_to)
         conditions = Conditions.of(self.model, self.tokens_per_block)
-        with closing(text.feed()) as feed, showing(self.progress) as bar, evaluating(self.model):
+        kept = _advising(journal)
+        with kept, closing(text.feed()) as feed, showing(self.progress) as bar, evaluating(self.model):
             interrupted = journal.interrupted(self.model, conditions) if journal is not None and resume else None
             point = _Point(base, 0, hashlib.sha256())
             if interrupted is not None:
                 conditions = replace(conditions, tokens_per_block=interrupted.conditions.tokens_per_block)
                 point = self._skip(feed, base, interrupted)
                 bar.update(point.tokens, text.fraction(point.tokens))
-            resumed_at = point.tokens
+            resumed_at, began = point.tokens, time.perf_counter()
             point = self._read_on(feed, point, text, journal, conditions, bar)
+            reading_s = time.perf_counter() - began
         if not point.tokens:
             raise InputError(f"{text.name}: there is no text in it; give a text of at least one token")
         state = point.state
         if journal is not None:
             journal.finish(state, point.tokens, point.digest.hexdigest())
-        self._finish_stats(started, state, point.tokens, self._segments(state) - self._segments(base), resumed_at)
+        segments = self._segments(state) - self._segments(base)
+        self._finish_stats(started, state, point.tokens, segments, resumed_at, reading_s)
         return state
 
     def _journal(
@@ -205,7 +209,7 @@ class MemoryReader:
     ) -> Journal | None:
         if out is None:
             return None
-        base = None if append_to is None or isinstance(append_to, MemoryState) else Path(append_to)
+        base = append_to if append_to is None or isinstance(append_to, MemoryState) else Path(append_to)
         return Journal(Path(out), text.identity(), base, metadata or {}, self.notify)
 
     def _base(self, append_to: str | Path | MemoryState | None) -> MemoryState:
@@ -280,13 +284,14 @@ class MemoryReader:
     def _segments(self, state: MemoryState) -> int:
         return int(state.segments_folded[0]) + int(state.pending_lengths[0] > 0)
 
-    def _finish_stats(self, started: float, state: MemoryState, tokens: int, segments: int, resumed_at: int) -> None:
-        seconds = time.perf_counter() - started
+    def _finish_stats(
+        self, started: float, state: MemoryState, tokens: int, segments: int, resumed_at: int, reading_s: float
+    ) -> None:
         self._stats = ReadingStats(
             tokens=tokens,
             segments=segments,
-            seconds=seconds,
-            tokens_per_s=(tokens - resumed_at) / max(seconds, 1e-9),
+            seconds=time.perf_counter() - started,
+            tokens_per_s=(tokens - resumed_at) / max(reading_s, 1e-9),
             peak_rss_mb=peak_rss_mb(),
             state_bytes=state.num_bytes,
             resumed_at=resumed_at,
@@ -326,6 +331,19 @@ class MemoryReader:
         )
         with evaluating(self.model):
             yield from Lanes(self.model, feeds, lanes).run()
+
+
+@contextmanager
+def _advising(journal: Journal | None) -> Generator[None]:
+    """Where Ctrl-C comes while nothing is read, such as when what was read is skipped: say what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if error.args or journal is None or not journal.partial.exists():
+            raise
+        raise KeyboardInterrupt(
+            f"interrupted; what was read before is kept in '{journal.partial}'; go on with the same command and --resume"
+        ) from None
 
 
 @contextmanager
