@@ -632,13 +632,13 @@ def test_ctrl_c_in_a_process_of_its_own_that_waits_for_standard_input(tmp_path: 
     assert process.stdin is not None
     process.stdin.write((prose(9000) + "\n").encode())  # several blocks of the tokenizer
     process.stdin.flush()
-    for _ in range(6000):
+    for _ in range(30_000):
         if partial_path(out).exists() or process.poll() is not None:
             break
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     try:
-        status = process.wait(60)
+        status = process.wait(300)
     finally:
         process.kill()
     assert process.stdout is not None
