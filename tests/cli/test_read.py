@@ -259,7 +259,7 @@ def test_a_folder_without_permission(rmt: Any, folder: Path, tmp_path: Path, mon
 def test_one_line_of_a_great_length(rmt: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Held in parts only: the model is replaced by a count, so that the text can be long."""
     book = tmp_path / "line.txt"
-    book.write_text("Mary went to the garden and " * 40_000, "utf-8")
+    book.write_text("Mary went to the garden and " * 15_000, "utf-8")
     widest = [0]
 
     def counting(model: Any, ids: Any, memory_state: Any) -> Any:

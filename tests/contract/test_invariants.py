@@ -22,7 +22,7 @@ from contract.cases import (
     text_of,
     texts_of,
 )
-from recurrent_memory import InputError, MemoryState, StateError
+from recurrent_memory import BackboneError, InputError, MemoryState, StateError
 from recurrent_memory.segments import Segment
 
 every_backbone = pytest.mark.parametrize("tiny", BACKBONES, ids=lambda tiny: tiny.name)
@@ -218,6 +218,19 @@ def test_step_gives_logits_where_they_are_asked_for_and_leaves_empty_rows() -> N
     assert torch.equal(state.memory[1], model.initial_state().memory[0])
     assert state.segments_folded.tolist() == [1, 0, 1]
     assert state.tokens_read.tolist() == [S, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bert-classify", "a classifier has logits for a text, not for its tokens; call the model"),
+        ("t5", "an encoder–decoder has no logits at its encoder's positions; pass labels to get the decoder's"),
+    ],
+)
+def test_step_has_no_logits_to_give_where_tokens_have_none(name: str, message: str) -> None:
+    model = model_of(next(tiny for tiny in BACKBONES if tiny.name == name))
+    with pytest.raises(BackboneError, match=message):
+        model.step(torch.tensor([[5, 6]]), model.initial_state(), return_logits=True)
 
 
 @pytest.mark.parametrize("size", [0, -1, True, 1.0, "2"])

@@ -47,6 +47,14 @@ class EncoderBackbone(Backbone):
         """The output of the model with its classification head: `.logits` `[B, num_labels]`, `.loss` where labels are."""
         return self.model(inputs_embeds=rows, attention_mask=mask_of(rows, lengths), labels=labels)
 
+    def head(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """See `Backbone.head`; only a masked language model has logits for tokens."""
+        if self.classifies:
+            raise BackboneError(
+                "a classifier has logits for a text, not for its tokens; call the model, which gives them"
+            )
+        return super().head(hidden)
+
     def special_ids(self) -> tuple[int, ...]:
         """[CLS], [SEP] and padding: the row brings its own."""
         pad = getattr(self.config, "pad_token_id", None)
