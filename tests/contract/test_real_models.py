@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from contract.backbones import Tiny
 from contract.cases import assert_close, assert_same_state, batch, gradients, oracle, oracle_logits, weights_like
@@ -107,14 +106,9 @@ def texts_of(real: Tiny, lengths: tuple[int, ...]) -> list[list[int]]:
     return [words_of(real)[start : start + length] for start, length in enumerate(lengths)]
 
 
-def norm_in_its_own_dtype(self: LlamaRMSNorm, hidden: torch.Tensor) -> torch.Tensor:
-    return self.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.variance_epsilon)
-
-
 @every_real_model
-def test_it_agrees_with_the_oracle_row_by_row(real: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Dozens of norms in float32 add up to more than 1e-6 in a gradient. In float64 nothing hides behind them.
-    monkeypatch.setattr(LlamaRMSNorm, "forward", norm_in_its_own_dtype)
+@pytest.mark.usefixtures("full_precision")
+def test_it_agrees_with_the_oracle_row_by_row(real: Tiny) -> None:
     model, tolerance = model_of(real), 1e-10
     texts = texts_of(real, (5, S, 2 * S + 3))
     labels: list = [1, 0, 2] if real.is_classifier else texts

@@ -231,10 +231,14 @@ def test_a_memory_that_is_not_a_number_is_an_error(model: RecurrentMemoryModel) 
     with torch.no_grad():
         model.backbone.transformer.ln_f.weight[0] = 1e38
         model.backbone.transformer.wpe.weight.fill_(1e38)
+    advice = " became NaN or infinite (dtype torch.float32); use --dtype float32, or a model whose weights are sound"
+    ids = ids_of(TEXT)
     with pytest.raises(BackboneError) as error:
-        MemoryReader(model).read(ids_of(TEXT))
-    assert str(error.value).startswith("the memory became NaN or infinite within the ")
-    assert str(error.value).endswith("(dtype torch.float32); use --dtype float32, or a model whose weights are sound")
+        MemoryReader(model, tokens_per_block=2 * S).read(ids)
+    assert str(error.value) == f"the memory after {2 * S} tokens{advice}"
+    with pytest.raises(BackboneError) as error:
+        list(MemoryReader(model).read_many([ids]))
+    assert str(error.value) == f"the memory of text 0 (counted from 0){advice}"
 
 
 def test_no_thread_is_left_after_an_error(reader: MemoryReader) -> None:
@@ -289,6 +293,14 @@ def test_progress_knows_the_share_of_a_file(
 def test_progress_of_a_known_number_of_tokens(model: RecurrentMemoryModel, recorder: Recorder) -> None:
     MemoryReader(model, tokens_per_block=10 * S).read(iter([1] * 20 * S), expected_tokens=20 * S)
     assert recorder.seen == [(10 * S, 0.5), (20 * S, 1.0)]
+
+
+def test_progress_of_many_texts(model: RecurrentMemoryModel, recorder: Recorder) -> None:
+    list(MemoryReader(model).read_many([[1] * 40, [2] * 90, [3] * 7], lanes=2))
+    tokens = [seen for seen, _ in recorder.seen]
+    assert tokens == sorted(tokens)
+    assert tokens[-1] == 137
+    assert recorder.closed
 
 
 def test_progress_of_an_unknown_length(reader: MemoryReader, recorder: Recorder) -> None:

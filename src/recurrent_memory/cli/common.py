@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..state import MemoryState
 
 FAILED = 2
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # typer carries click inside, under no public name
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")]
@@ -137,7 +138,7 @@ def run_safely(run: Callable[[list[str]], Any], arguments: list[str] | None) -> 
     """Run a command line: exit status 0, or 2 with one line on stderr and no traceback."""
     given = sys.argv[1:] if arguments is None else arguments
     # Before transformers is imported: it would write to stderr what is of no use to whoever runs a command.
-    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1")):
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     with suppress(AttributeError, ValueError):
         for stream in (sys.stdout, sys.stderr):

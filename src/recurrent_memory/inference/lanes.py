@@ -8,14 +8,28 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import BackboneError, InputError
 from ..state import MemoryState
+from .progress import Progress
 from .token_feed import TokenFeed
 
 if TYPE_CHECKING:
     from ..model import RecurrentMemoryModel
 
 SEGMENTS_AT_A_TIME = 16
+
+
+def check_finite(state: MemoryState, which: str, model: RecurrentMemoryModel) -> None:
+    """Refuse a memory from which nothing can be read any more.
+
+    Raises:
+        BackboneError: if it holds NaN or infinity.
+    """
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.tensors.values()):
+        raise BackboneError(
+            f"the memory {which} became NaN or infinite (dtype {model.dtype}); use --dtype float32, or a model whose "
+            "weights are sound"
+        )
 
 
 class Lanes:
@@ -25,10 +39,15 @@ class Lanes:
         model: The model.
         feeds: The texts, each with its number; taken when a lane is free.
         lanes: How many texts at a time.
+        progress: Told how many tokens have been read in all.
     """
 
-    def __init__(self, model: RecurrentMemoryModel, feeds: Iterator[tuple[int, TokenFeed]], lanes: int) -> None:
+    def __init__(
+        self, model: RecurrentMemoryModel, feeds: Iterator[tuple[int, TokenFeed]], lanes: int, progress: Progress
+    ) -> None:
         self._model = model
+        self._progress = progress
+        self._tokens = 0
         self._feeds = feeds
         self._lanes = lanes
         self._active: list[tuple[int, TokenFeed]] = []
@@ -75,6 +94,11 @@ class Lanes:
         ids: Tensor = torch.stack([feed.take(count * length) for _, feed in self._active]).to(self._model.device)
         for segment in ids.split(length, dim=1):
             _, self._state = self._model.step(segment, self._known_state())
+        self._report(ids.numel())
+
+    def _report(self, tokens: int) -> None:
+        self._tokens += tokens
+        self._progress.update(self._tokens, None)
 
     def _finished(self, lane: int) -> tuple[int, MemoryState]:
         number, feed = self._active[lane]
@@ -82,7 +106,10 @@ class Lanes:
         state = self._known_state().index(lane)
         if not rest.numel() and not bool(state.tokens_read.any()):
             raise InputError(f"text {number} (counted from 0) is empty; leave it out")
-        return number, self._model.read(rest[None], memory_state=state)
+        state = self._model.read(rest[None], memory_state=state)
+        check_finite(state, f"of text {number} (counted from 0)", self._model)
+        self._report(rest.numel())
+        return number, state
 
     def _remove(self, ended: list[int]) -> None:
         for lane in ended:

@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..errors import BackboneError, ConfigError, InputError, OutputError, SourceChangedError
+from ..errors import ConfigError, InputError, OutputError, SourceChangedError
 from ..state import MemoryState
 from .journal import Conditions, Interrupted, Journal
-from .lanes import Lanes
+from .lanes import Lanes, check_finite
 from .peak_memory import peak_rss_mb
 from .progress import Progress, make_progress
 from .token_feed import TokenFeed
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("recurrent_memory")
 
 TOKENS_PER_BLOCK = 4096
+CHARS_PER_BLOCK = 16384
+"""With more, tokenizing is a little quicker, and takes more memory than all else that depends on the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class MemoryReader:
         self.tokens_per_block = max(1, tokens_per_block // length) * length
         self.notify: Callable[[str], None] = notify or _log.info
         self._stats: ReadingStats | None = None
-        self._streamer = TokenStreamer(tokenizer) if tokenizer is not None else None
+        self._streamer = TokenStreamer(tokenizer, block_chars=CHARS_PER_BLOCK) if tokenizer is not None else None
 
     @property
     def stats(self) -> ReadingStats:
@@ -273,12 +274,7 @@ class MemoryReader:
 
     def _read_block(self, block: Int[Tensor, " T"], state: MemoryState, tokens_before: int) -> MemoryState:
         state = self.model.read(block[None], memory_state=state)
-        for tensor in state.tensors.values():
-            if not bool(torch.isfinite(tensor).all()):
-                raise BackboneError(
-                    f"the memory became NaN or infinite within the {block.numel():,} tokens after token {tokens_before:,} "
-                    f"(dtype {self.model.dtype}); use --dtype float32, or a model whose weights are sound"
-                )
+        check_finite(state, f"after {tokens_before + block.numel():,} tokens", self.model)
         return state
 
     def _segments(self, state: MemoryState) -> int:
@@ -329,8 +325,8 @@ class MemoryReader:
             (number, TokenSource(source, self._streamer, encoding, view).feed(in_background=False))
             for number, source in enumerate(texts)
         )
-        with evaluating(self.model):
-            yield from Lanes(self.model, feeds, lanes).run()
+        with evaluating(self.model), showing(self.progress) as bar:
+            yield from Lanes(self.model, feeds, lanes, bar).run()
 
 
 @contextmanager
