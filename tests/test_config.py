@@ -8,7 +8,7 @@ from recurrent_memory import BackboneError, ConfigError, MemoryConfig, Recurrent
 
 
 def test_the_defaults() -> None:
-    assert MemoryConfig() == MemoryConfig(num_memory_tokens=16, segment_length=512, kind="tokens")
+    assert MemoryConfig() == MemoryConfig(num_memory_tokens=16, segment_length=512, kind="tokens", carry="hidden")
     assert MemoryConfig(num_memory_tokens=0, segment_length=1).num_memory_tokens == 0
 
 
@@ -29,6 +29,7 @@ def test_it_cannot_be_changed() -> None:
         ({"num_memory_tokens": None}, "num_memory_tokens=None must be an int of at least 0, not NoneType"),
         ({"kind": "elephant"}, "kind='elephant' is not a kind of memory; choose one of tokens"),
         ({"kind": None}, "kind=None is not a kind of memory"),
+        ({"carry": "pigeon"}, "carry='pigeon' is not a way to carry; choose one of hidden, sign"),
     ],
 )
 def test_what_cannot_work_is_refused(values: dict, message: str) -> None:
@@ -44,7 +45,7 @@ def test_there_and_back() -> None:
     assert MemoryConfig.from_dict(config.to_dict()) == config
     with pytest.raises(
         ConfigError,
-        match=r"unknown memory settings \['size'\]; known are \['kind', 'num_memory_tokens', 'segment_length'\]",
+        match=r"unknown memory settings \['size'\]; known are \['carry', 'kind', 'num_memory_tokens', 'segment_length'\]",
     ):
         MemoryConfig.from_dict({"size": 3})
     with pytest.raises(ConfigError, match="segment_length=-1 must be at least 1"):

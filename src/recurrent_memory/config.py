@@ -7,6 +7,8 @@ from typing import Any
 
 from .errors import ConfigError
 
+CARRY_NAMES = ("hidden", "sign")
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryConfig:
@@ -17,6 +19,8 @@ class MemoryConfig:
             backbone run on separate segments.
         segment_length: S, text tokens in a segment. Counts neither memory nor special tokens.
         kind: The way of remembering, a name from `recurrent_memory.memories`.
+        carry: What is carried of the hidden state at the write positions: `hidden`, all of it, as in the papers; `sign`,
+            one bit of each of its numbers, which lasts for longer.
 
     Raises:
         ConfigError: if a value is of the wrong type or out of range.
@@ -29,6 +33,7 @@ class MemoryConfig:
     num_memory_tokens: int = 16
     segment_length: int = 512
     kind: str = "tokens"
+    carry: str = "hidden"
 
     def __post_init__(self) -> None:
         _check_int("num_memory_tokens", self.num_memory_tokens, minimum=0)
@@ -37,6 +42,8 @@ class MemoryConfig:
 
         if self.kind not in memory_kinds():
             raise ConfigError(f"kind={self.kind!r} is not a kind of memory; choose one of {', '.join(memory_kinds())}")
+        if self.carry not in CARRY_NAMES:
+            raise ConfigError(f"carry={self.carry!r} is not a way to carry; choose one of {', '.join(CARRY_NAMES)}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a plain dictionary."""

@@ -7,7 +7,7 @@ library computes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import transformers as hf
@@ -28,6 +28,8 @@ class Tiny:
         exact: Whether it computes in the dtype of its weights. Where it does not (RMSNorm, or ModernBERT's rotation, in
             float32), a comparison of rows that are batched or padded differently is good to float32's rounding only.
         special: [CLS], [SEP], padding, </s>: ids that do not occur inside a text.
+        arguments: Of `from_backbone`.
+        carry: What the memory carries from segment to segment.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Tiny:
     exact: bool = True
     special: tuple[int, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
+    carry: str = "hidden"
 
     @property
     def tolerance(self) -> float:
@@ -43,20 +46,25 @@ class Tiny:
         return 1e-10 if self.exact else 1e-6
 
     @property
+    def family(self) -> str:
+        """The name without the memory's."""
+        return self.name.partition("+")[0]
+
+    @property
     def is_decoder(self) -> bool:
         return not self.special
 
     @property
     def is_classifier(self) -> bool:
-        return self.name.endswith("-classify")
+        return self.family.endswith("-classify")
 
     @property
     def is_masked_lm(self) -> bool:
-        return self.name.endswith("-mlm")
+        return self.family.endswith("-mlm")
 
     @property
     def is_seq2seq(self) -> bool:
-        return self.name == "t5"
+        return self.family == "t5"
 
     @property
     def cls_and_sep(self) -> tuple[int, int]:
@@ -150,6 +158,11 @@ _modernbert = _encoder(
     eos_token_id=SEP,
 )
 
+
+def _with_every_memory(backbones: list[Tiny]) -> list[Tiny]:
+    return [*backbones, *(replace(tiny, name=f"{tiny.name}+sign", carry="sign") for tiny in backbones)]
+
+
 DECODERS = [
     Tiny("gpt2", _decoder("GPT2LMHeadModel", "GPT2Config", n_positions=40, n_embd=16, n_layer=2, n_head=4, resid_pdrop=0.0,
                           embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=None), 40),
@@ -166,6 +179,7 @@ DECODERS = [
     Tiny("phi", _decoder("PhiForCausalLM", "PhiConfig", resid_pdrop=0.0, embd_pdrop=0.0, attention_dropout=0.0,
                          **(ROPE | {"partial_rotary_factor": 0.5})), 40),
 ]  # fmt: skip
+DECODERS = _with_every_memory(DECODERS)
 ENCODERS = [
     *(Tiny(f"bert{kind}", build, 32, special=BERT_SPECIAL, arguments=SPECIAL_IDS)
       for kind, build in zip(("-mlm", "-classify"), _bert, strict=True)),
@@ -176,6 +190,7 @@ ENCODERS = [
     *(Tiny(f"modernbert{kind}", build, 26, exact=False, special=BERT_SPECIAL)
       for kind, build in zip(("-mlm", "-classify"), _modernbert, strict=True)),
 ]  # fmt: skip
+ENCODERS = _with_every_memory(ENCODERS)
 SEQ2SEQ = [
     Tiny(
         "t5",
@@ -186,4 +201,5 @@ SEQ2SEQ = [
         special=(0, 1),
     )
 ]  # fmt: skip
+SEQ2SEQ = _with_every_memory(SEQ2SEQ)
 BACKBONES = [*DECODERS, *ENCODERS, *SEQ2SEQ]

@@ -16,6 +16,7 @@ from recurrent_memory.memories import reference
 from recurrent_memory.memories.reference import Reference
 
 IGNORE = reference.IGNORE
+CARRIES = {"hidden": reference.hidden_carry, "sign": reference.sign_carry}
 # Empty; shorter than a segment; up to a boundary, and past it; several segments.
 LENGTHS = (0, 1, S - 1, S, S + 1, 2 * S, 3 * S + 2)
 
@@ -25,9 +26,10 @@ def model_of(
     tiny: Tiny, num_memory_tokens: int = M, segment_length: int = S, dtype: torch.dtype = torch.float64
 ) -> RecurrentMemoryModel:
     """A model of the suite, the same object each time: change nothing in it, or take a `copy_of` it."""
+    torch.manual_seed(0)  # of the first memory
     model = RecurrentMemoryModel.from_backbone(
         backbone_of(tiny),
-        MemoryConfig(num_memory_tokens=num_memory_tokens, segment_length=segment_length),
+        MemoryConfig(num_memory_tokens=num_memory_tokens, segment_length=segment_length, carry=tiny.carry),
         **tiny.arguments,
     )
     return model.to(dtype).eval()
@@ -44,7 +46,7 @@ def backbone_of(tiny: Tiny, seed: int = 0, **more: object):
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * 0.35 if parameter.ndim > 1 else parameter + noise * 0.1)
+            parameter.copy_(noise * 0.25 if parameter.ndim > 1 else parameter + noise * 0.1)
     return model.eval()
 
 
@@ -95,11 +97,12 @@ def oracle(tiny: Tiny, model: RecurrentMemoryModel, text: Sequence[int], labels=
     """The slow way, over the backbone's own layers."""
     memory = model.memory.initial_memory
     length = model.memory_config.segment_length
+    carry = CARRIES[tiny.carry]
     if tiny.is_decoder:
-        return reference.decoder(model.backbone, memory, text, length, labels)
+        return reference.decoder(model.backbone, memory, text, length, labels, carry)
     if tiny.is_seq2seq:
-        return reference.seq2seq(model.backbone, memory, text, length, eos_id=1, labels=labels)
-    return reference.encoder(model.backbone, memory, text, length, *tiny.cls_and_sep, labels)
+        return reference.seq2seq(model.backbone, memory, text, length, eos_id=1, labels=labels, carry=carry)
+    return reference.encoder(model.backbone, memory, text, length, *tiny.cls_and_sep, labels, carry)
 
 
 def oracle_logits(reference: Reference) -> Tensor:

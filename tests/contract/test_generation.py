@@ -6,7 +6,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from contract.backbones import DECODERS, ENCODERS, SEQ2SEQ, VOCAB, S, Tiny
-from contract.cases import batch, copy_of, model_of, oracle, text_of, texts_of
+from contract.cases import CARRIES, batch, copy_of, model_of, oracle, text_of, texts_of
 from recurrent_memory import GenerationError, InputError
 from recurrent_memory.memories import reference
 
@@ -21,7 +21,9 @@ def ids_of(*texts: list[int]) -> torch.Tensor:
 def by_the_oracle(tiny: Tiny, text: list[int], max_new_tokens: int) -> list[int]:
     model = model_of(tiny)
     with torch.no_grad():
-        return reference.decoder_generate(model.backbone, model.memory.initial_memory, text, S, max_new_tokens)
+        return reference.decoder_generate(
+            model.backbone, model.memory.initial_memory, text, S, max_new_tokens, CARRIES[tiny.carry]
+        )
 
 
 @every_decoder

@@ -74,7 +74,7 @@ def test_the_first_memory_is_drawn_like_the_output_of_the_embedding_layer(tiny: 
     with torch.no_grad():
         expected = model.get_input_embeddings()(torch.arange(VOCAB)).std()
     assert model.view.embedding_std() == pytest.approx(float(expected), rel=1e-5)
-    if tiny.name == "gemma3":
+    if tiny.family == "gemma3":
         assert float(expected) == pytest.approx(4 * float(model.get_input_embeddings().weight.detach().std()), rel=1e-4)
     draws = []
     for seed in range(100):
@@ -89,7 +89,7 @@ def test_the_first_memory_is_drawn_like_the_output_of_the_embedding_layer(tiny: 
 
 def test_widths_are_the_models() -> None:
     widths = {tiny.name: model_of(tiny).initial_state().memory.shape[-1] for tiny in BACKBONES}
-    assert widths == {tiny.name: 12 if tiny.name == "opt" else 16 for tiny in BACKBONES}
+    assert widths == {tiny.name: 12 if tiny.family == "opt" else 16 for tiny in BACKBONES}
 
 
 # ---------------------------------------------------------------------- which models

@@ -132,6 +132,21 @@ def test_the_head_runs_at_the_positions_asked_for_and_no_others(tiny: Tiny) -> N
         assert rows == ([3, 1] if tiny.is_decoder else [2, 1, 1])
 
 
+@pytest.mark.parametrize("tiny", DECODERS, ids=lambda tiny: tiny.name)
+def test_the_write_block_goes_in_only_when_a_segment_is_folded(tiny: Tiny) -> None:
+    model, lengths = model_of(tiny), []
+    handle = model.get_input_embeddings().register_forward_hook(lambda *_: lengths.append("segment"))
+    body = model.backbone.base_model.register_forward_pre_hook(
+        lambda _, __, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    try:
+        model.generate(torch.tensor([text_of(tiny, S + 2)]), max_new_tokens=2, do_sample=False)
+    finally:
+        handle.remove()
+        body.remove()
+    assert lengths == ["segment", S + 2 * M, "segment", 2 + M, "segment", 3 + M]
+
+
 @pytest.mark.parametrize("tiny", [t for t in ENCODERS if t.is_classifier], ids=lambda tiny: tiny.name)
 def test_a_classifier_looks_at_the_last_segment_only(tiny: Tiny) -> None:
     model = model_of(tiny)

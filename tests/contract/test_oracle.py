@@ -20,11 +20,13 @@ from contract.cases import (
 )
 from recurrent_memory.memories.reference import IGNORE, mean_loss
 
+TOLERANCE = 1e-10
 every_backbone = pytest.mark.parametrize("tiny", BACKBONES, ids=lambda tiny: tiny.name)
 
 
 @every_backbone
 @pytest.mark.parametrize(("side", "num_memory_tokens"), [("left", M), ("right", 1)])
+@pytest.mark.usefixtures("full_precision")
 def test_a_batch_of_unequal_rows_is_each_row_alone_by_the_oracle(tiny: Tiny, side: str, num_memory_tokens: int) -> None:
     model = model_of(tiny, num_memory_tokens)
     texts = texts_of(tiny)
@@ -35,11 +37,11 @@ def test_a_batch_of_unequal_rows_is_each_row_alone_by_the_oracle(tiny: Tiny, sid
 
     logits = _logits_of_rows(tiny, output.logits, mask, labels)
     for actual, reference in zip(logits, expected, strict=True):
-        assert_close(actual, oracle_logits(reference), tiny.tolerance, "logits")
-    assert_close(output.loss, mean_loss(expected), tiny.tolerance, "loss")
+        assert_close(actual, oracle_logits(reference), TOLERANCE, "logits")
+    assert_close(output.loss, mean_loss(expected), TOLERANCE, "loss")
     state = output.memory_state
     for row, reference in enumerate(expected):
-        assert_close(state.memory[row], reference.memory, tiny.tolerance, "memory")
+        assert_close(state.memory[row], reference.memory, TOLERANCE, "memory")
         assert state.pending[row, : state.pending_lengths[row]].tolist() == reference.pending
     assert state.segments_folded.tolist() == [reference.segments_folded for reference in expected]
     assert state.tokens_read.tolist() == [len(text) for text in texts]
@@ -48,7 +50,7 @@ def test_a_batch_of_unequal_rows_is_each_row_alone_by_the_oracle(tiny: Tiny, sid
     theirs = _objective(mean_loss(expected), [oracle_logits(r) for r in expected], [r.memory for r in expected])
     slow = gradients(model, theirs)
     for name, gradient in gradients(model, ours).items():
-        assert_close(gradient, slow[name], tiny.tolerance, f"gradient of {name}")
+        assert_close(gradient, slow[name], TOLERANCE, f"gradient of {name}")
     assert float(slow["memory.initial_memory"].abs().max()) > 1e-3  # or the comparison would say nothing
 
 
@@ -72,6 +74,7 @@ def test_forward_goes_on_from_a_state(tiny: Tiny, already_read: int) -> None:
 
 
 @pytest.mark.parametrize("tiny", DECODERS, ids=lambda tiny: tiny.name)
+@pytest.mark.usefixtures("full_precision")
 def test_gradients_flow_through_a_state_from_call_to_call(tiny: Tiny) -> None:
     model = model_of(tiny)
     text = text_of(tiny, 3 * S + 1)
@@ -81,10 +84,10 @@ def test_gradients_flow_through_a_state_from_call_to_call(tiny: Tiny) -> None:
         piece = torch.tensor([text[start:end]])
         output = model(input_ids=piece, labels=piece, memory_state=state, num_items_in_batch=1)
         state, total = output.memory_state, total + output.loss
-    assert_close(total, expected.loss_sum, tiny.tolerance, "loss")
+    assert_close(total, expected.loss_sum, TOLERANCE, "loss")
     slow = gradients(model, expected.loss_sum)
     for name, gradient in gradients(model, total).items():
-        assert_close(gradient, slow[name], tiny.tolerance, f"gradient of {name}")
+        assert_close(gradient, slow[name], TOLERANCE, f"gradient of {name}")
 
 
 def _logits_of_rows(tiny: Tiny, logits: torch.Tensor, mask: torch.Tensor, labels: list) -> list[torch.Tensor]:

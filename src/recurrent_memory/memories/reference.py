@@ -10,7 +10,7 @@ Bulatov, Kuratov, Kapushev, Burtsev: Beyond Attention (arXiv:2402.04161), sectio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 IGNORE = -100
+Carry = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,16 @@ class Reference:
     num_labels: int = 0
 
 
+def hidden_carry(hidden: Tensor) -> Tensor:
+    """The papers' form: the hidden state as it is."""
+    return hidden
+
+
+def sign_carry(hidden: Tensor) -> Tensor:
+    """+1 or -1; the gradient passes as if nothing had been done (straight-through estimator)."""
+    return hidden + (torch.where(hidden < 0, -1.0, 1.0) - hidden).detach()
+
+
 def cut(text: Sequence[int], segment_length: int) -> list[list[int]]:
     """Segments of S tokens, the last of 1…S; one empty segment where there is no text."""
     segments = [list(text[start : start + segment_length]) for start in range(0, len(text), segment_length)]
@@ -59,7 +70,9 @@ def mean_loss(references: Sequence[Reference]) -> Float[Tensor, ""]:
 # ---------------------------------------------------------------------- decoders: [M ; x ; M]
 
 
-def decoder_fold(backbone: Any, memory: Float[Tensor, "M D"], segment: Sequence[int]) -> tuple[Tensor, Tensor]:
+def decoder_fold(
+    backbone: Any, memory: Float[Tensor, "M D"], segment: Sequence[int], carry: Carry = hidden_carry
+) -> tuple[Tensor, Tensor]:
     """One segment, read and remembered.
 
     Returns:
@@ -69,7 +82,7 @@ def decoder_fold(backbone: Any, memory: Float[Tensor, "M D"], segment: Sequence[
     row = torch.cat([memory, _embed(backbone, segment), memory])
     hidden = _body(backbone, row)
     logits = _logits(backbone, row)
-    return logits[size : size + len(segment)], hidden[size + len(segment) :]
+    return logits[size : size + len(segment)], carry(hidden[size + len(segment) :])
 
 
 def decoder_look(backbone: Any, memory: Float[Tensor, "M D"], segment: Sequence[int]) -> Float[Tensor, "T V"]:
@@ -86,6 +99,7 @@ def decoder(
     text: Sequence[int],
     segment_length: int,
     labels: Sequence[int] | None = None,
+    carry: Carry = hidden_carry,
 ) -> Reference:
     """A text from its beginning.
 
@@ -96,11 +110,12 @@ def decoder(
         segment_length: S.
         labels: One for each token, -100 where there is no loss. Token t is predicted at t − 1, also where that is in
             the segment before.
+        carry: What of the hidden state goes on to the next segment.
     """
     segments = cut(text, segment_length)
     pieces: list[Tensor] = []
     for segment in segments[:-1]:  # a segment is folded when another token follows it
-        logits, memory = decoder_fold(backbone, memory, segment)
+        logits, memory = decoder_fold(backbone, memory, segment, carry)
         pieces.append(logits)
     pieces.append(decoder_look(backbone, memory, segments[-1]))
     all_logits = torch.cat(pieces)
@@ -114,12 +129,17 @@ def decoder(
 
 
 def decoder_generate(
-    backbone: Any, memory: Float[Tensor, "M D"], text: Sequence[int], segment_length: int, max_new_tokens: int
+    backbone: Any,
+    memory: Float[Tensor, "M D"],
+    text: Sequence[int],
+    segment_length: int,
+    max_new_tokens: int,
+    carry: Carry = hidden_carry,
 ) -> list[int]:
     """The likeliest next token, again and again; everything is computed anew for each."""
     text = list(text)
     for _ in range(max_new_tokens):
-        logits = decoder(backbone, memory, text, segment_length).logits
+        logits = decoder(backbone, memory, text, segment_length, carry=carry).logits
         assert logits is not None
         text.append(int(logits[-1].argmax()))
     return text
@@ -145,6 +165,7 @@ def encoder(
     cls_id: int,
     sep_id: int,
     labels: Sequence[int] | int | None = None,
+    carry: Carry = hidden_carry,
 ) -> Reference:
     """A text from its beginning; the one block of memory is read and written.
 
@@ -156,6 +177,7 @@ def encoder(
         cls_id: [CLS].
         sep_id: [SEP].
         labels: Masked LM: one for each token, not shifted. Classification: one for the text, judged by the last segment.
+        carry: What of the hidden state goes on to the next segment.
     """
     size = memory.shape[0]
     text_start = 2 + size if size else 1
@@ -166,7 +188,7 @@ def encoder(
         row = encoder_row(backbone, memory, segment, cls_id, sep_id)
         output = backbone(inputs_embeds=row[None]).logits[0]
         if index < len(segments) - 1:
-            memory = _body(backbone, row)[1 : 1 + size]
+            memory = carry(_body(backbone, row)[1 : 1 + size])
         if output.ndim == 2:
             pieces.append(output[text_start : text_start + len(segment)])
     logits = torch.cat(pieces) if pieces else output
@@ -191,6 +213,7 @@ def seq2seq(
     segment_length: int,
     eos_id: int,
     labels: Sequence[int] | None = None,
+    carry: Carry = hidden_carry,
 ) -> Reference:
     """A text from its beginning; the decoder attends to the encoder's output for the last segment, memory included.
 
@@ -201,6 +224,7 @@ def seq2seq(
         segment_length: S.
         eos_id: `</s>`.
         labels: What the decoder is to write; -100 where there is no loss.
+        carry: What of the hidden state goes on to the next segment.
     """
     segments = cut(text, segment_length)
     encoded = torch.empty(0)
@@ -208,7 +232,7 @@ def seq2seq(
         row = torch.cat([memory, _embed(backbone, [*segment, eos_id])])
         encoded = backbone.get_encoder()(inputs_embeds=row[None]).last_hidden_state
         if index < len(segments) - 1:
-            memory = encoded[0, : memory.shape[0]]
+            memory = carry(encoded[0, : memory.shape[0]])
     if labels is None:
         return Reference(memory, segments[-1], len(segments) - 1)
     logits = backbone(encoder_outputs=(encoded,), labels=torch.tensor([labels])).logits[0]

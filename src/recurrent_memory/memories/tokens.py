@@ -15,10 +15,11 @@ from ..backbones.base import Backbone
 from ..config import MemoryConfig
 from ..segments import Segment
 from .base import Memory, Rows, Run
+from .carry import CARRIES
 
 
 class TokenMemory(Memory):
-    """`M_{t+1}` is the last hidden state at the write positions of segment t; `M_0` is learned.
+    """`M_{t+1}` is the last hidden state at the write positions of segment t, or its signs; `M_0` is learned.
 
     State: `memory`, `[B, M, D]`.
     """
@@ -28,6 +29,7 @@ class TokenMemory(Memory):
         weight = backbone.embedding.weight
         shape = (config.num_memory_tokens, backbone.embedding_width)
         self.initial_memory = nn.Parameter(torch.zeros(shape, dtype=weight.dtype, device=weight.device))
+        self.carry = CARRIES[config.carry]()
 
     def reset_parameters(self, backbone: Backbone) -> None:
         """Draw `M_0` from N(0, σ²), σ the standard deviation of the embedding layer's output."""
@@ -72,7 +74,7 @@ class TokenMemory(Memory):
         else:
             positions = rows.lengths[:, None] - size + torch.arange(size, device=hidden.device)
             written = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
-        return written.to(memory.dtype)
+        return self.carry(written.to(memory.dtype))
 
 
 def build_rows(backbone: Backbone, segment: Segment, memory: Tensor, *, write: bool) -> Rows:
