@@ -52,6 +52,8 @@ def test_it_answers_about_facts_hidden_in_the_demos_text(shipped: tuple[Any, Any
     noise = NoiseText(take_text(60_000), tokenizer)
     rows = run_job(Job("anywhere", 128, 30, 11), model, tokenizer, noise)
     assert sum(row["right"] for row in rows) >= 24
+    rows = run_job(Job("anywhere", 4_096, 30, 11), model, tokenizer, noise)
+    assert sum(row["right"] for row in rows) >= 27
 
 
 def test_its_memory_is_a_few_kilobytes(shipped: tuple[Any, Any]) -> None:

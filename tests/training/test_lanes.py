@@ -50,3 +50,31 @@ def test_rates_are_kept() -> None:
             said += len(lane.said)
         counts.append(said)
     assert counts[0] < counts[1] / 5
+
+
+def test_a_person_that_was_lost_is_asked_for_again_once_the_text_speaks_of_them() -> None:
+    lane = Lane(tiny_tokenizer().backend_tokenizer, NOISE, 1, 1.0, 0.0, 40)
+    while len(lane.known) < 2:
+        lane.take()
+    person = min(lane.known)
+    lane.forget(person)
+    assert person not in lane.known
+    assert person not in lane.age
+    assert lane.lost == {person}
+    while person not in lane.known:
+        assert lane.lost == {person}
+        lane.take()
+    assert lane.lost == set()
+
+
+def test_facts_of_the_beginning_come_besides() -> None:
+    backend = tiny_tokenizer().backend_tokenizer
+    known: list[int] = []
+    for first_facts in (0.0, 3.0):
+        lanes = [Lane(backend, NOISE, seed, 0.0, 0.0, 40, first_facts) for seed in range(20)]
+        for lane in lanes:
+            for _ in range(30):
+                lane.take()
+        known.append(sum(len(lane.known) for lane in lanes))
+    assert known[0] == 0
+    assert 20 * 1.2 < known[1] < 20 * 3.2

@@ -16,7 +16,8 @@ from recurrent_memory.training.recipe import Recipe
 from tiny_models import prose
 
 STAGE = {"num_segments": 2, "segment_length": 24, "lifetime": 4, "facts": [0.5, 2], "distractors": [0.2], "lanes": 4,
-         "learning_rate": 1e-3, "max_steps": 6, "probe": 0.5, "binding": 0.1, "keep": 1.0, "jitter": 0.1}  # fmt: skip
+         "learning_rate": 1e-3, "max_steps": 6, "probe": 0.5, "binding": 0.1, "keep": 1.0, "contract": 0.1,
+         "drop_lost": True, "first_facts": 1.0}  # fmt: skip
 
 
 def recipe(folder: Path, **changes: object) -> Recipe:
@@ -108,6 +109,6 @@ def test_nothing_to_resume_and_no_noise_are_named(tmp_path: Path) -> None:
         make(recipe(tmp_path, noise=[]))
 
 
-def test_a_loss_that_is_nan_stops_with_a_message(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="the loss became nan"):
-        make(recipe(tmp_path, stages=[{**STAGE, "jitter": float("inf")}]))
+def test_a_loss_that_is_not_finite_stops_with_a_message(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="the loss became inf"):
+        make(recipe(tmp_path, stages=[{**STAGE, "contract": float("inf")}]))

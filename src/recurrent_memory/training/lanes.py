@@ -42,6 +42,7 @@ class Lane:
         facts_per_segment: The mean number of facts in `segment_length` tokens of noise.
         distractors_per_segment: The mean number of sentences that look like facts.
         segment_length: The most tokens that `take` gives.
+        first_facts: The mean number of facts in the first stretch of text besides.
     """
 
     tokenizer: Any
@@ -50,8 +51,10 @@ class Lane:
     facts_per_segment: float
     distractors_per_segment: float
     segment_length: int
+    first_facts: float = 0.0
     known: dict[str, str] = field(default_factory=dict[str, str])
     age: dict[str, int] = field(default_factory=dict[str, int])
+    lost: set[str] = field(default_factory=set[str])
     said: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     quiet: bool = True
     _rng: random.Random = field(init=False)
@@ -84,6 +87,7 @@ class Lane:
             if event.end < length:
                 self.known[event.person] = event.place
                 self.age[event.person] = 0
+                self.lost.discard(event.person)
                 if event.end > 0:
                     self.said.append((event.end - 1, event.person))
             else:
@@ -91,11 +95,16 @@ class Lane:
         self._events = later
         return taken
 
+    def forget(self, person: str) -> None:
+        """Ask no more for a person whom the memory has lost, until the text speaks of them again."""
+        del self.known[person], self.age[person]
+        self.lost.add(person)
+
     def _draw_length(self) -> int:
         draw = self._rng.random()
-        if draw < 0.2:
+        if draw < 0.1:
             return self._rng.randrange(1, self.segment_length + 1)
-        if draw < 0.4:
+        if draw < 0.2:
             inside = [e for e in self._events if e.start > 0 and e.end <= self.segment_length]
             if inside:
                 event = self._rng.choice(inside)
@@ -115,7 +124,9 @@ class Lane:
         text = self._document[self._position : self._position + size]
         self._position += size
         segments = max(1, len(text)) / CHARS_PER_TOKEN / self.segment_length
-        facts = [draw_fact(rng) for _ in range(_poisson(rng, self.facts_per_segment * segments))]
+        mean = self.facts_per_segment * segments + self.first_facts
+        self.first_facts = 0.0
+        facts = [draw_fact(rng) for _ in range(_poisson(rng, mean))]
         others = [draw_distractor(rng) for _ in range(_poisson(rng, self.distractors_per_segment * segments))]
         order: list[Any] = [*facts, *others]
         rng.shuffle(order)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from ..errors import RecipeError
+from ..memories.carry import SignCarry
 from ..model import RecurrentMemoryModel
 from ..segments import Segment
 from ..state import MemoryState
@@ -34,6 +35,7 @@ AVERAGE = 0.97
 MIN_STEPS = 100
 OLD_SEGMENTS = 10
 LOG_EVERY = 50
+KEEP_MARGIN = 0.5
 
 
 @dataclass(slots=True)
@@ -52,6 +54,10 @@ class Progress:
     probe_accuracy: float = 0.0
     unknown_confidence: float = 0.0
     moved: float = 0.0
+    contraction: float = 0.0
+    lost: float = 0.0
+    lost_old: float = 0.0
+    mean_age: float = 0.0
 
 
 class Trainer:
@@ -92,6 +98,13 @@ class Trainer:
             weight_decay=recipe.weight_decay,
         )
         self.progress = Progress()
+        self._carried: Tensor | None = None
+        carry = getattr(model.memory, "carry", None)
+        if isinstance(carry, SignCarry):
+            carry.register_forward_hook(self._see_carried)
+
+    def _see_carried(self, _module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        self._carried = inputs[0]
 
     def run(self, save: Callable[[Trainer], None]) -> Progress:
         """All stages from where `progress` stands. `save` is called now and then, and at the end of every stage."""
@@ -109,6 +122,7 @@ class Trainer:
         rng = random.Random(f"{self.recipe.seed}/{self.progress.stage}/{self.progress.step}")
         lanes = [self._lane(stage, rng) for _ in range(stage.lanes)]
         state = self.model.initial_state(stage.lanes)
+        lost: set[int] = set()
         last = saved = time.monotonic()
         self.progress.accuracy = self.progress.accuracy_old = 0.0
         counted = 0
@@ -116,7 +130,9 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate(stage)
             fresh = [
-                row for row in range(stage.lanes) if counted and rng.random() < stage.num_segments / stage.lifetime
+                row
+                for row in range(stage.lanes)
+                if row in lost or (counted and rng.random() < stage.num_segments / stage.lifetime)
             ]
             for row in fresh:
                 lanes[row] = self._lane(stage, rng)
@@ -125,6 +141,8 @@ class Trainer:
                 chosen[fresh] = True
                 state = self.model.initial_state(stage.lanes).where(chosen, state)
             state = self._step(stage, lanes, state, rng, counted).detach()
+            if stage.drop_lost:
+                lost = self._lost(lanes, state)
             counted += 1
             now = time.monotonic()
             self.progress.step += 1
@@ -156,8 +174,39 @@ class Trainer:
         low, high = stage.facts
         facts = math.exp(rng.uniform(math.log(low), math.log(high)))
         return Lane(
-            self.encode, self.noise, rng.getrandbits(48), facts, rng.choice(stage.distractors), stage.segment_length
+            self.encode,
+            self.noise,
+            rng.getrandbits(48),
+            facts,
+            rng.choice(stage.distractors),
+            stage.segment_length,
+            stage.first_facts if rng.random() < 0.8 else 0.0,
         )
+
+    @torch.no_grad()
+    def _lost(self, lanes: list[Lane], state: MemoryState) -> set[int]:
+        """Ask for all facts, drop those answered wrongly; the lanes in which there is none left."""
+        asked = [(row, person) for row, lane in enumerate(lanes) for person in lane.known]
+        if not asked:
+            return set()
+        ids = torch.tensor([self.ids[person] for _, person in asked])
+        memory = state.index(torch.tensor([row for row, _ in asked])).tensors
+        hidden, seen = self.model.memory.look(self.model.view, Segment.full(ids), memory)
+        said = self.model.view.head(seen.text_of(hidden)[:, -1:])[:, 0].argmax(-1)
+        right = said == self.answers[[PLACES.index(lanes[row].known[person]) for row, person in asked]]
+        old = [lanes[row].age[person] > OLD_SEGMENTS for row, person in asked]
+        self.progress.lost = _average(self.progress.lost, 1 - float(right.float().mean()))
+        if any(old):
+            self.progress.lost_old = _average(
+                self.progress.lost_old, 1 - float(right[torch.tensor(old)].float().mean())
+            )
+        self.progress.mean_age = _average(
+            self.progress.mean_age, sum(lanes[row].age[person] for row, person in asked) / len(asked)
+        )
+        for (row, person), hit in zip(asked, right.tolist(), strict=True):
+            if not hit:
+                lanes[row].forget(person)
+        return {row for row, lane in enumerate(lanes) if lane.lost and not lane.known}
 
     def _step(
         self, stage: Stage, lanes: list[Lane], state: MemoryState, rng: random.Random, counted: int
@@ -166,22 +215,26 @@ class Trainer:
         right: list[float] = []
         old: list[float] = []
         text_start = self.model.memory_config.num_memory_tokens
-        for _ in range(stage.num_segments):
+        disturbed = rng.randrange(stage.num_segments) if stage.contract else None
+        for index in range(stage.num_segments):
             taken = [lane.take() for lane in lanes]
             lengths = torch.tensor([len(ids) for ids in taken])
             width = int(lengths.max())
             segment = Segment(torch.tensor([ids + [0] * (width - len(ids)) for ids in taken]), lengths)
             before = state.memory.detach()
-            if stage.jitter:
-                state = state.folded(
-                    {"memory": state.memory + stage.jitter * torch.randn_like(before)},
-                    torch.zeros(len(lanes), dtype=torch.bool),
-                )
+            noisy = self._disturbed(stage, segment, state, rng) if index == disturbed else None
             state = self.model.step(segment, state)[1]
+            if noisy is not None:
+                ratio = (noisy[0] - state.memory.detach()).pow(2).mean() / noisy[1]
+                kept = kept + stage.contract * ratio
+                self.progress.contraction = _average(self.progress.contraction, float(ratio.detach()))
             quiet = torch.tensor([lane.quiet and bool(lane.known) for lane in lanes])
             if stage.keep and bool(quiet.any()):
                 moved = (state.memory[quiet] - before[quiet]).pow(2).mean()
-                kept = kept + stage.keep * moved / stage.num_segments
+                change = moved
+                if self._carried is not None:  # signs: that every number stays on its side, by a margin
+                    change = (KEEP_MARGIN - self._carried[quiet] * before[quiet].sign()).relu().mean()
+                kept = kept + stage.keep * change / stage.num_segments
                 self.progress.moved = _average(self.progress.moved, float(moved.detach()))
             self.progress.tokens += int(lengths.sum())
             if stage.binding:
@@ -212,12 +265,24 @@ class Trainer:
             self.progress.accuracy_old = _average(self.progress.accuracy_old, sum(old) / len(old), counted)
         return state
 
+    def _disturbed(
+        self, stage: Stage, segment: Segment, state: MemoryState, rng: random.Random
+    ) -> tuple[Tensor, float]:
+        """The memory after the segment if there was noise on it before; the variance of that noise."""
+        low, high = stage.contract_noise
+        deviation = math.exp(rng.uniform(math.log(low), math.log(high)))
+        memory = state.memory.detach()
+        noisy = state.folded(
+            {"memory": memory + deviation * torch.randn_like(memory)}, torch.zeros(len(memory), dtype=torch.bool)
+        )
+        return self.model.step(segment, noisy)[1].memory, deviation**2
+
     def _draw_questions(self, lanes: list[Lane], rng: random.Random, *, ask_unknown: bool) -> list[tuple[int, str]]:
         asked: list[tuple[int, str]] = []
         for row, lane in enumerate(lanes):
             known = sorted(lane.known)
             asked += [(row, p) for p in rng.sample(known, min(self.recipe.questions, len(known)))]
-            unknown = [p for p in PEOPLE if p not in lane.known]
+            unknown = [p for p in PEOPLE if p not in lane.known and p not in lane.lost]
             if ask_unknown and unknown and rng.random() < 0.3:
                 asked.append((row, rng.choice(unknown)))
         return asked

@@ -37,7 +37,8 @@ class MemoryProbe(nn.Module):
             [[PLACES.index(lane.known[p]) if p in lane.known else -1 for p in PEOPLE] for lane in lanes]
         )
         known = target >= 0
-        loss = -0.1 * log_softmax(logits[~known], -1).mean(-1).sum()
+        unknown = ~known & torch.tensor([[p not in lane.lost for p in PEOPLE] for lane in lanes])
+        loss = -0.1 * log_softmax(logits[unknown], -1).mean(-1).sum()
         if not bool(known.any()):
             return loss, 1.0
         loss = loss + cross_entropy(logits[known], target[known], reduction="sum")

@@ -29,7 +29,12 @@ class Stage(_Strict):
         num_segments: Segments that gradients go back through, k.
         segment_length: The longest segment of the stage; at most the model's.
         lifetime: The mean number of segments after which a lane begins a new text; up to `num_segments`: every step.
+        drop_lost: Whether facts that are answered wrongly after a step are dropped until the text speaks of the person
+            again; a lane without any left begins anew. Then what is learned from is how a fact is lost, never what to
+            say when it is lost already, and lanes live as long as the model can keep their facts.
         facts: The mean number of facts a segment, drawn for every lane between these two, log-uniformly.
+        first_facts: The mean number of facts that are put into the first segments of a lane besides; one lane in five
+            goes without.
         distractors: The mean number of look-alike sentences a segment; one of these for every lane.
         lanes: Texts read side by side.
         learning_rate: At the start of the stage, after 30 steps of warm-up.
@@ -40,15 +45,19 @@ class Stage(_Strict):
         binding: Weight of the binding probe's loss.
         unknown: Weight of questions about people who have not been heard of; their target is every place alike.
         keep: Weight of the loss that asks for the same memory after a segment with no fact in it.
-        jitter: Standard deviation of the noise added to the memory before it is read, so that the model learns to
-            bring it back; the loss of `keep` compares with the memory without it.
+        contract: Weight of the loss that asks for nearly the same memory after a segment that is read twice, once with
+            noise added to the memory before it: the mean squared difference after, divided by the one before. Below 1,
+            what disturbs a memory is forgotten, so that errors do not add up.
+        contract_noise: The smallest and the largest standard deviation of that noise, drawn log-uniformly.
         max_minutes: A time limit, for the last stage.
     """
 
     num_segments: int = Field(ge=1)
     segment_length: int = Field(ge=1)
     lifetime: float = Field(ge=1)
+    drop_lost: bool = False
     facts: tuple[float, float]
+    first_facts: float = 0.0
     distractors: tuple[float, ...] = (0.0,)
     lanes: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -59,7 +68,8 @@ class Stage(_Strict):
     binding: float = 0.0
     unknown: float = 0.3
     keep: float = 0.0
-    jitter: float = 0.0
+    contract: float = 0.0
+    contract_noise: tuple[float, float] = (0.05, 0.5)
     max_minutes: float | None = None
 
 
