@@ -1,0 +1,72 @@
+"""The bAbI tasks: 1 to 5 made on the fly, and all twenty from the published files.
+
+Weston et al.: Towards AI-Complete Question Answering: A Set of Prerequisite Toy Tasks (arXiv:1502.05698).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...errors import ConfigError
+from ..base import Placement, Sample, Task
+from ..whereabouts import PLACES
+from .files import BabiFileTask, load_babi_samples
+from .relations import draw_relations
+from .stories import GIVERS, draw_where_is_object, draw_where_is_person, draw_where_was_object, draw_who_gave
+from .world import OBJECTS
+
+__all__ = ["BabiFileTask", "GeneratedBabiTask", "load_babi", "load_babi_samples"]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedBabiTask:
+    """A bAbI task made on the fly.
+
+    Example:
+        >>> task = load_babi("qa2")
+        >>> sample = task.draw(random.Random(0))
+        >>> sample.answer in PLACES, len(sample.supporting)
+        (True, 2)
+    """
+
+    name: str
+    answers: tuple[str, ...] | None
+    sampler: Callable[[random.Random], Sample]
+    placement: Placement = "anywhere"
+
+    def draw(self, rng: random.Random) -> Sample:
+        """A story up to one of its questions."""
+        return self.sampler(rng)
+
+
+_GENERATED = {
+    "qa1": GeneratedBabiTask("qa1", PLACES, draw_where_is_person),
+    "qa2": GeneratedBabiTask("qa2", PLACES, draw_where_is_object),
+    "qa3": GeneratedBabiTask("qa3", PLACES, draw_where_was_object),
+    "qa4": GeneratedBabiTask("qa4", PLACES, draw_relations),
+    "qa5": GeneratedBabiTask("qa5", (*GIVERS, *OBJECTS), draw_who_gave),
+}
+
+
+def load_babi(name: str, *, source: str | None = None, split: str = "test") -> Task:
+    """A bAbI task, `qa1` … `qa20`: from files or the hub if `source` is given, else made on the fly.
+
+    Args:
+        name: The task.
+        source: A folder with the published files, one such file, or a dataset of the hub ("facebook/babi_qa").
+        split: `train` or `test`, of the source.
+
+    Raises:
+        ConfigError: if there is no source for a task that cannot be made on the fly.
+        InputError: if the source cannot be read.
+    """
+    if source is not None:
+        return BabiFileTask(name, load_babi_samples(name, source, split))
+    if name not in _GENERATED:
+        raise ConfigError(
+            f"task {name!r} is not made on the fly (qa1 to qa5 are): give source=FOLDER with the bAbI files, "
+            "or source='facebook/babi_qa' for the hub"
+        )
+    return _GENERATED[name]

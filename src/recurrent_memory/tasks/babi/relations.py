@@ -1,0 +1,42 @@
+"""bAbI task 4: two relations of three places in a line, one of them asked for."""
+
+from __future__ import annotations
+
+import random
+
+from ..base import Sample
+from ..whereabouts import PLACES
+
+OPPOSITES = {"north": "south", "south": "north", "east": "west", "west": "east"}
+
+# How often the middle place is the subject of neither, one and both statements, counted in the published files.
+_MIDDLE_AS_SUBJECT = (0.437, 0.456, 0.107)
+
+
+def draw_relations(rng: random.Random) -> Sample:
+    """Two facts and a question, as the published files of task 4 have them.
+
+    The question is for the subject of one of the facts, in its direction ("What is west of the kitchen?") or in the
+    other ("What is the kitchen east of?"). Weston et al. (arXiv:1502.05698), task 4.
+
+    Example:
+        >>> sample = draw_relations(random.Random(0))
+        >>> sample.answer in sample.facts[sample.supporting[0]]
+        True
+    """
+    first, middle, last = rng.sample(PLACES, 3)
+    to_first = rng.choice(tuple(OPPOSITES))
+    sides = [(first, to_first), (last, OPPOSITES[to_first])]
+    rng.shuffle(sides)
+    num_subjects = rng.choices((0, 1, 2), _MIDDLE_AS_SUBJECT)[0]
+    middle_is_subject = [index < num_subjects for index in range(2)]
+    rng.shuffle(middle_is_subject)
+    facts = [
+        (middle, OPPOSITES[direction], place) if is_subject else (place, direction, middle)
+        for (place, direction), is_subject in zip(sides, middle_is_subject, strict=True)
+    ]
+    asked = rng.randrange(2)
+    subject, direction, other = facts[asked]
+    forms = (f"What is {direction} of the {other}?", f"What is the {other} {OPPOSITES[direction]} of?")
+    sentences = tuple(f"The {a} is {way} of the {b}." for a, way, b in facts)
+    return Sample(sentences, rng.choice(forms), subject, (asked,), PLACES)

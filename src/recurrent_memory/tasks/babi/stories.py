@@ -1,0 +1,136 @@
+"""bAbI tasks 1, 2, 3 and 5: stories of a small world, and when what is asked about them.
+
+The rules were found by counting in the published files, where they hold without exception. After every second
+statement, if one of the last five statements gives occasion, a question is asked about the person or thing that the
+statement is about, as things stand by then. Five questions make a story.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..base import Sample
+from ..whereabouts import PEOPLE, PLACES
+from .world import OBJECTS, Event, Kind, World, say
+
+GIVERS = ("Bill", "Fred", "Jeff", "Mary")
+"""The people of task 5."""
+
+QUESTIONS_PER_STORY = 5
+_WINDOW_STATEMENTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    question: str
+    answer: str
+    supporting: tuple[int, ...]
+
+
+_Ask = Callable[[World, random.Random], _Asked | None]
+
+
+def draw_where_is_person(rng: random.Random) -> Sample:
+    """Task 1: "Where is Mary?", one supporting fact."""
+    return _draw(rng, World(PEOPLE, {"go": 1}, rng), _where_is_person, PLACES)
+
+
+def draw_where_is_object(rng: random.Random) -> Sample:
+    """Task 2: "Where is the milk?", two supporting facts."""
+    return _draw(rng, World(PEOPLE, {"go": 1, "take": 1, "drop": 1}, rng), _where_is_object, PLACES)
+
+
+def draw_where_was_object(rng: random.Random) -> Sample:
+    """Task 3: "Where was the milk before the garden?", three supporting facts."""
+    world = World(PEOPLE, {"go": 1, "take": 1, "drop": 1}, rng)
+    return _draw(rng, world, _where_was_object, PLACES, taken_there_share=0.2)
+
+
+def draw_who_gave(rng: random.Random) -> Sample:
+    """Task 5: "Who gave the milk to Fred?", one supporting fact, answered with a person or a thing."""
+    # Giving is tried four times as often as the rest, by the shares of statements in the files.
+    weights: dict[Kind, int] = {"go": 1, "take": 1, "drop": 1, "give": 4}
+    return _draw(rng, World(GIVERS, weights, rng), _who_gave, (*GIVERS, *OBJECTS))
+
+
+def _draw(
+    rng: random.Random, world: World, ask: _Ask, answers: tuple[str, ...], taken_there_share: float = 1.0
+) -> Sample:
+    """A story up to one of its questions, each equally likely; the other questions are left out, as in BABILong."""
+    facts: list[str] = []
+    wanted = rng.randrange(QUESTIONS_PER_STORY)
+    while True:
+        for _ in range(2):
+            facts.append(say(world.step(), rng, taken_there_share, dropped_there_share=0.2))
+        asked = ask(world, rng)
+        if asked is None:
+            continue
+        if wanted == 0:
+            return Sample(tuple(facts), asked.question, asked.answer, asked.supporting, answers)
+        wanted -= 1
+
+
+def _recent(world: World) -> list[Event]:
+    return world.events[-_WINDOW_STATEMENTS:]
+
+
+def _where_is_person(world: World, rng: random.Random) -> _Asked | None:
+    person = rng.choice(_recent(world)).person
+    index = world.last_move[person]
+    return _Asked(f"Where is {person}?", world.events[index].place, (index,))
+
+
+def _where_is_object(world: World, rng: random.Random) -> _Asked | None:
+    """Of a thing in hand that has been moved since, or one that was dropped by someone whose place was told."""
+    told = {thing: _told_by(world, thing) for thing in world.carries}
+    candidates = [(event.thing, move) for event in _recent(world) if (move := told.get(event.thing)) is not None]
+    if not candidates:
+        return None
+    thing, move = rng.choice(candidates)
+    return _Asked(f"Where is the {thing}?", world.events[move].place, (world.carries[thing].events[-1], move))
+
+
+def _told_by(world: World, thing: str) -> int | None:
+    """The move that tells where a thing is."""
+    carry = world.carries[thing]
+    if carry.holder is None:
+        return carry.place_told_by
+    return carry.moves[-1] if carry.moves else None
+
+
+def _where_was_object(world: World, rng: random.Random) -> _Asked | None:
+    """Of a thing that was carried to two places or more since it was last taken."""
+    candidates = [event.thing for event in _recent(world) if event.thing and len(world.carries[event.thing].moves) > 1]
+    if not candidates:
+        return None
+    thing = rng.choice(candidates)
+    carry = world.carries[thing]
+    places = [world.events[index].place for index in carry.moves]
+    before = places[rng.randrange(1, len(places))]
+    # A place may be passed twice: the last time counts.
+    at = max(index for index, place in enumerate(places) if place == before)
+    support = (carry.events[-1], carry.moves[at], carry.moves[at - 1])
+    return _Asked(f"Where was the {thing} before the {before}?", places[at - 1], support)
+
+
+def _who_gave(world: World, rng: random.Random) -> _Asked | None:
+    """Of the last giving of a thing, in one of five forms; "what" is asked twice as often as each of the others."""
+    given = [event.thing for event in _recent(world) if event.kind == "give"]
+    if not given:
+        return None
+    thing = rng.choice(given)
+    gifts = [(index, event) for index, event in enumerate(world.events) if event.kind == "give"]
+    index, gift = next((i, event) for i, event in reversed(gifts) if event.thing == thing)
+    forms = (
+        (f"What did {gift.person} give to {gift.receiver}?", thing),
+        (f"Who gave the {thing}?", gift.person),
+        (f"Who gave the {thing} to {gift.receiver}?", gift.person),
+        (f"Who did {gift.person} give the {thing} to?", gift.receiver),
+        (f"Who received the {thing}?", gift.receiver),
+    )
+    # The published files also ask what someone gave who has given another thing since, and expect the older answer.
+    later = any(i > index and (event.person, event.receiver) == (gift.person, gift.receiver) for i, event in gifts)
+    question, answer = rng.choices(forms, (0 if later else 2, 1, 1, 1, 1))[0]
+    return _Asked(question, answer, (index,))

@@ -1,0 +1,76 @@
+"""The three tasks of the RMT papers: remember the fact at the start, find it anywhere, put two together.
+
+Bulatov et al.: Scaling Transformer to 1M tokens and beyond with RMT (arXiv:2304.11062), section 4.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from .babi.relations import draw_relations
+from .base import Placement, Sample
+from .whereabouts import PLACES, draw_fact, question
+
+
+def _where_is(rng: random.Random) -> Sample:
+    fact = draw_fact(rng)
+    return Sample((fact.sentence,), question(fact.person), fact.place, (0,), PLACES)
+
+
+@dataclass(frozen=True, slots=True)
+class Memorize:
+    """Who is where is said once, at the start of the text, and asked at its end.
+
+    Example:
+        >>> sample = Memorize().draw(random.Random(0))
+        >>> len(sample.facts), sample.supporting
+        (1, (0,))
+    """
+
+    name: str = "memorize"
+    answers: tuple[str, ...] | None = PLACES
+    placement: Placement = "first"
+
+    def draw(self, rng: random.Random) -> Sample:
+        """One fact and the question for it."""
+        return _where_is(rng)
+
+
+@dataclass(frozen=True, slots=True)
+class Detect:
+    """As `Memorize`, with the fact anywhere in the text.
+
+    Example:
+        >>> Detect().draw(random.Random(0)) == Memorize().draw(random.Random(0))
+        True
+    """
+
+    name: str = "detect"
+    answers: tuple[str, ...] | None = PLACES
+    placement: Placement = "anywhere"
+
+    def draw(self, rng: random.Random) -> Sample:
+        """One fact and the question for it."""
+        return _where_is(rng)
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Two facts about three places anywhere in the text; the question is for the neighbour of one of them.
+
+    Both facts have to be kept, since either can be asked for and they tell the two neighbours of a place apart.
+
+    Example:
+        >>> sample = Reason().draw(random.Random(1))
+        >>> len(sample.facts), len(sample.supporting)
+        (2, 1)
+    """
+
+    name: str = "reason"
+    answers: tuple[str, ...] | None = PLACES
+    placement: Placement = "anywhere"
+
+    def draw(self, rng: random.Random) -> Sample:
+        """Two relations of three places in a line, and a question for one."""
+        return draw_relations(rng)

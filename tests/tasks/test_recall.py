@@ -1,0 +1,37 @@
+"""Memorize, detect and reason ask for what was said."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from recurrent_memory.tasks.base import Task
+from recurrent_memory.tasks.recall import Detect, Memorize, Reason
+from recurrent_memory.tasks.whereabouts import PLACES
+from tasks.babi_reader import solve
+
+
+@pytest.mark.parametrize(("task", "num_facts"), [(Memorize(), 1), (Detect(), 1), (Reason(), 2)])
+def test_the_answer_follows_from_the_facts(task: Task, num_facts: int) -> None:
+    rng = random.Random(5)
+    answers = Counter[str]()
+    for _ in range(1200):
+        sample = task.draw(rng)
+        assert len(sample.facts) == num_facts
+        assert solve(sample.facts, sample.question) == {sample.answer}
+        answers[sample.answer] += 1
+    # Six answers, 200 of each: four standard deviations are 52.
+    assert set(answers) == set(PLACES)
+    assert all(abs(count - 200) < 52 for count in answers.values()), answers
+
+
+def test_only_memorize_has_its_fact_first() -> None:
+    assert [task.placement for task in (Memorize(), Detect(), Reason())] == ["first", "anywhere", "anywhere"]
+
+
+def test_either_fact_of_reason_is_asked_for() -> None:
+    rng = random.Random(6)
+    asked = Counter(Reason().draw(rng).supporting for _ in range(1000))
+    assert all(400 < asked[index,] < 600 for index in range(2)), asked
