@@ -89,7 +89,7 @@ def _predict(
     num_items: Any,
 ) -> RecurrentMemoryOutput:
     view, length, starts = model.view, model.memory_config.segment_length, state.pending_lengths
-    targets = _targets(new, text, starts, labels, shift=int(view.separate_write_block))
+    targets = targets_of(new, text, starts, labels, shift=int(view.separate_write_block))
     slots = _slots(new, text, starts, columns, width)
     folds = num_folded(text.lengths, length)
     pieces: list[tuple[Tensor, Tensor]] = []
@@ -101,21 +101,12 @@ def _predict(
         target, slot = targets[:, span], slots[:, span]
         folding = index < folds
         needed = (target != IGNORE) | (slot >= 0)
-        hidden, after = model.fold_segment(Segment(segment.input_ids, segment.lengths * folding), state)
-        looking = Segment(segment.input_ids, segment.lengths * ~folding * needed.any(1))
-        rows = (looking.lengths > 0).nonzero()[:, 0]
-        if rows.numel():
-            some = _look(model, looking.rows(rows), state.index(rows))
-            full = torch.nn.functional.pad(some, (0, 0, 0, segment.input_ids.shape[1] - some.shape[1]))
-            hidden = full if rows.numel() == text.lengths.numel() else hidden.to(full.dtype).index_copy(0, rows, full)
-        state = after
+        hidden, state = read_segment(model, segment, folding, needed.any(1), state)
         if not bool(needed.any()):
             continue
         logits = view.head(hidden[needed])
         if labels is not None:
-            losses.append(
-                cross_entropy(_at_least_float32(logits), target[needed], ignore_index=IGNORE, reduction="sum")
-            )
+            losses.append(cross_entropy(at_least_float32(logits), target[needed], ignore_index=IGNORE, reduction="sum"))
         here = slot[needed]
         if bool((here >= 0).any()):
             pieces.append((logits[here >= 0], here[here >= 0]))
@@ -128,7 +119,30 @@ def _predict(
     return RecurrentMemoryOutput(loss=loss, logits=_assemble(model, pieces, new, columns), memory_state=state)
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def read_segment(
+    model: RecurrentMemoryModel,
+    segment: Segment,
+    folding: Bool[Tensor, " B"],
+    asked: Bool[Tensor, " B"],
+    state: MemoryState,
+) -> tuple[Float[Tensor, "B T D"], MemoryState]:
+    """Read a segment of every row: fold it where another follows it, else look at it where something is asked.
+
+    Returns:
+        The hidden states at the text positions, zeros in rows that were not read, and the state after.
+    """
+    hidden, after = model.fold_segment(Segment(segment.input_ids, segment.lengths * folding), state)
+    looking = Segment(segment.input_ids, segment.lengths * ~folding * asked)
+    rows = (looking.lengths > 0).nonzero()[:, 0]
+    if rows.numel():
+        some = _look(model, looking.rows(rows), state.index(rows))
+        full = torch.nn.functional.pad(some, (0, 0, 0, segment.input_ids.shape[1] - some.shape[1]))
+        hidden = full if rows.numel() == len(asked) else hidden.to(full.dtype).index_copy(0, rows, full)
+    return hidden, after
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """In float32, or in float64 where they are that already: a loss is not taken in half precision."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -137,7 +151,7 @@ def _look(model: RecurrentMemoryModel, segment: Segment, state: MemoryState) -> 
     return rows.text_of(hidden)
 
 
-def _targets(new: Aligned, text: Segment, starts: Tensor, labels: Tensor | None, shift: int) -> Int[Tensor, "B T"]:
+def targets_of(new: Aligned, text: Segment, starts: Tensor, labels: Tensor | None, shift: int) -> Int[Tensor, "B T"]:
     """For every position of the text, pending included, the label that it is to predict."""
     targets = torch.full_like(text.input_ids, IGNORE)
     if labels is None:

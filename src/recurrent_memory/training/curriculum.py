@@ -1,0 +1,225 @@
+"""More segments, stage by stage; each stage begins with the best checkpoint of the one before.
+
+A stage is a training of its own (`trainer.py`), with its own schedule, in its own folder. What has been reached is in
+`curriculum.json`; a training that is stopped at any moment goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, get_last_checkpoint
+
+from ..errors import ConfigError, RecipeError
+from ..files import atomic_write
+from ..model import RecurrentMemoryModel
+from .bptt import Backpropagation
+from .checkpoint import load_weights
+from .examples import SegmentedExamples
+from .trainer import RecurrentMemoryTrainer
+
+RECORD = "curriculum.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A step of the curriculum: it ends at its target accuracy or at its limit.
+
+    Args:
+        num_segments: The largest number of segments of an example.
+        max_steps: Its limit, in optimizer steps.
+        target_accuracy: The held-out accuracy, over examples of `num_segments` segments, that ends it; None: the limit.
+
+    Raises:
+        ConfigError: if a number is out of range.
+    """
+
+    num_segments: int
+    max_steps: int
+    target_accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_segments", "max_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value!r} of a stage must be an int of at least 1")
+        if self.target_accuracy is not None and not 0.0 < self.target_accuracy <= 1.0:
+            raise ConfigError(f"target_accuracy={self.target_accuracy} of a stage must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Curriculum:
+    """The stages, in order.
+
+    In every batch the number of segments is drawn from 1 up to the stage's.
+
+    Args:
+        stages: The stages.
+        curriculum: False: one stage, with as many steps as all of them have together and the last one's target, in which
+            every example has the last stage's number of segments from the start.
+
+    Raises:
+        ConfigError: if there is no stage.
+
+    Example:
+        >>> Curriculum.of([1, 2, 4, 7], max_steps=1000, target_accuracy=0.99).planned()[-1]
+        Stage(num_segments=7, max_steps=1000, target_accuracy=0.99)
+    """
+
+    stages: tuple[Stage, ...]
+    curriculum: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("stages is empty; a curriculum has at least one stage, such as Stage(1, max_steps=1000)")
+
+    @classmethod
+    def of(
+        cls,
+        num_segments: Sequence[int],
+        max_steps: int,
+        target_accuracy: float | None = None,
+        *,
+        curriculum: bool = True,
+    ) -> Curriculum:
+        """Stages that differ in their number of segments only."""
+        return cls(tuple(Stage(number, max_steps, target_accuracy) for number in num_segments), curriculum)
+
+    def planned(self) -> tuple[Stage, ...]:
+        """The stages that are run."""
+        if self.curriculum:
+            return self.stages
+        last = self.stages[-1]
+        return (Stage(last.num_segments, sum(stage.max_steps for stage in self.stages), last.target_accuracy),)
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a stage has reached.
+
+    Args:
+        num_segments: The largest number of segments of its examples.
+        num_steps: Optimizer steps taken.
+        checkpoint: The folder of its best checkpoint; the last one, where nothing was measured.
+        accuracy: The best held-out accuracy; None where nothing was measured.
+    """
+
+    num_segments: int
+    num_steps: int
+    checkpoint: str
+    accuracy: float | None
+
+
+def train_curriculum(
+    model: RecurrentMemoryModel,
+    args: TrainingArguments,
+    *,
+    examples: SegmentedExamples,
+    curriculum: Curriculum,
+    backpropagation: Backpropagation | None = None,
+    num_eval_examples: int = 64,
+    processing_class: Any = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    resume: bool = False,
+) -> list[StageResult]:
+    """Train a model stage by stage; in the end it has the weights of the last stage's best checkpoint.
+
+    Args:
+        model: The model, with `requires_grad` set (`choose_trained`); to resume, made in the same way as before.
+        args: The Trainer's settings of every stage. `output_dir` gets a folder for each; `max_steps` is the stage's.
+            `eval_steps` is how often accuracy is measured, and a checkpoint written.
+        examples: The task.
+        curriculum: The stages.
+        backpropagation: Which gradient is taken, and how.
+        num_eval_examples: How many held-out examples an evaluation reads.
+        processing_class: The tokenizer, saved beside the model.
+        callbacks: Further callbacks of the Trainer.
+        resume: Whether to go on with what is in `output_dir`, if anything is.
+
+    Raises:
+        ConfigError: if a setting cannot work.
+        RecipeError: if there is a training already and `resume` is not set, or the loss stops being a number.
+    """
+    out = Path(str(args.output_dir))
+    stages = curriculum.planned()
+    done = _read_record(out)
+    folders = [out / f"stage-{index + 1}-segments-{stage.num_segments}" for index, stage in enumerate(stages)]
+    if not resume and (done or any(folder.exists() for folder in folders)):
+        raise RecipeError(f"{out}: a training is there already; go on with resume=True, or give another output_dir")
+    if [result.num_segments for result in done] != [stage.num_segments for stage in stages][: len(done)]:
+        raise RecipeError(f"{out / RECORD}: is of a curriculum with other stages; give another output_dir")
+    for index, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
+        if index < len(done):
+            continue
+        if done:
+            load_weights(model, done[-1].checkpoint)
+        result = _result(folder, stage)
+        if result is None:
+            trainer = RecurrentMemoryTrainer(
+                model,
+                _stage_args(args, stage, folder),
+                examples=examples,
+                num_segments=stage.num_segments,
+                random_num_segments=curriculum.curriculum,
+                backpropagation=backpropagation,
+                num_eval_examples=num_eval_examples,
+                target_accuracy=stage.target_accuracy,
+                processing_class=processing_class,
+                callbacks=callbacks,
+            )
+            trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+            result = _result(folder, stage)
+            trainer.accelerator.wait_for_everyone()
+        if result is None:
+            raise RecipeError(
+                f"{folder}: the stage ended without a checkpoint (was it stopped?); go on with resume=True"
+            )
+        done.append(result)
+        if args.process_index == 0:
+            with atomic_write(out / RECORD) as temporary:
+                temporary.write_text(json.dumps([asdict(item) for item in done], indent=1), encoding="utf-8")
+    load_weights(model, done[-1].checkpoint)
+    return done
+
+
+def _stage_args(args: TrainingArguments, stage: Stage, folder: Path) -> TrainingArguments:
+    args = copy.copy(args)
+    args.output_dir, args.max_steps = str(folder), stage.max_steps
+    args.eval_strategy, args.save_strategy = IntervalStrategy.STEPS, SaveStrategy.STEPS
+    args.save_steps = args.eval_steps = min(args.eval_steps or stage.max_steps, stage.max_steps)
+    if args.save_total_limit == 1:  # in the end the Trainer would keep the best alone, and nobody know how far it got
+        args.save_total_limit = 2
+    args.metric_for_best_model, args.greater_is_better = "accuracy", True
+    return args
+
+
+def _result(folder: Path, stage: Stage) -> StageResult | None:
+    """What a stage has reached, if it has ended; read from its last checkpoint, so that a killed training finds it too."""
+    last = get_last_checkpoint(str(folder)) if folder.exists() else None
+    if last is None:
+        return None
+    state = TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
+    measured = [row["eval_accuracy"] for row in state.log_history if "eval_accuracy" in row]
+    reached = stage.target_accuracy is not None and max(measured, default=0.0) >= stage.target_accuracy
+    if not reached and state.global_step < stage.max_steps:
+        return None
+    # Found by its step: the folder may have been moved since it was written.
+    best = folder / f"checkpoint-{state.best_global_step}"
+    checkpoint = best if state.best_global_step and best.is_dir() else Path(last)
+    return StageResult(stage.num_segments, state.global_step, str(checkpoint), max(measured, default=None))
+
+
+def _read_record(out: Path) -> list[StageResult]:
+    path = out / RECORD
+    if not path.is_file():
+        return []
+    try:
+        return [StageResult(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{path}: is not the record of a curriculum ({error}); give another output_dir") from error

@@ -1,0 +1,108 @@
+"""What is trained on: examples drawn from a seed, so that a batch is a pure function of (seed, step, place in the batch).
+
+Nothing is shuffled and nothing is remembered: a training that goes on from step t draws what the uninterrupted one would
+have drawn, whatever the number of processes or of accumulated parts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Protocol, TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import InputError
+from ..forward import IGNORE
+
+
+class Example(TypedDict):
+    """A text and what is to be learned from it.
+
+    Args:
+        input_ids: Token ids.
+        labels: Decoders and masked LM: one for each token, -100 where there is no loss (not shifted; the model does that).
+            Classification: the class. Encoder–decoders: what the decoder is to write.
+    """
+
+    input_ids: list[int]
+    labels: list[int] | int
+
+
+class SegmentedExamples(Protocol):
+    """A task, as training sees it."""
+
+    def draw(self, rng: random.Random, num_segments: int) -> Example:
+        """An example that fills `num_segments` segments. All that is random in it comes from `rng`."""
+        ...
+
+
+class DrawnBatches(Dataset[Example]):
+    """The examples of a training, in order: item i belongs to step i // G, G examples a step over all processes.
+
+    Args:
+        examples: The task.
+        seed: Of everything that is drawn.
+        num_steps: Optimizer steps.
+        batch_size: G.
+        num_segments: The largest number of segments of an example.
+        random_num_segments: Whether every step draws a number from 1 to `num_segments`, the same for its whole batch;
+            else all examples have `num_segments`.
+    """
+
+    def __init__(
+        self,
+        examples: SegmentedExamples,
+        *,
+        seed: int,
+        num_steps: int,
+        batch_size: int,
+        num_segments: int,
+        random_num_segments: bool = True,
+    ) -> None:
+        self.examples, self.seed, self.num_steps, self.batch_size = examples, seed, num_steps, batch_size
+        self.num_segments, self.random_num_segments = num_segments, random_num_segments
+
+    def __len__(self) -> int:
+        return self.num_steps * self.batch_size
+
+    def num_segments_at(self, step: int) -> int:
+        """The number of segments of every example of a step."""
+        if not self.random_num_segments:
+            return self.num_segments
+        return random.Random(f"{self.seed}/{self.num_segments}/{step}").randint(1, self.num_segments)
+
+    def __getitem__(self, index: int) -> Example:
+        step = index // self.batch_size
+        rng = random.Random(f"{self.seed}/{self.num_segments}/{step}/{index % self.batch_size}")
+        return self.examples.draw(rng, self.num_segments_at(step))
+
+
+def held_out(examples: SegmentedExamples, seed: int, num_segments: int, index: int) -> Example:
+    """Example `index` of those that accuracy is measured on; never one of a training's, whose seeds have other names."""
+    return examples.draw(random.Random(f"{seed}/held-out/{num_segments}/{index}"), num_segments)
+
+
+def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Examples as a batch, padded on the right: `input_ids` and `attention_mask` `[B, T]`, `labels` `[B]` or `[B, T_out]`.
+
+    Raises:
+        InputError: if some labels are classes and some are lists.
+    """
+    ids, mask = _padded([example["input_ids"] for example in examples], 0)
+    given = [example["labels"] for example in examples]
+    classes = [label for label in given if isinstance(label, int)]
+    lists = [label for label in given if not isinstance(label, int)]
+    if classes and lists:
+        raise InputError("labels are an int in some examples of a batch and a list in others; a task gives one of them")
+    labels = torch.tensor(classes) if classes else _padded(lists, IGNORE)[0]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    values = torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows], dtype=torch.long)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=torch.long)
+    return values.reshape(len(rows), width), mask.reshape(len(rows), width)

@@ -1,0 +1,278 @@
+"""A training described by YAML: validated before anything is loaded, then run stage by stage.
+
+`recipe.py` describes how the small model is made, by a loop of its own; this describes any backbone, memory and task,
+trained by the `Trainer`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from transformers import TrainingArguments
+from transformers.integrations import is_tensorboard_available
+from transformers.trainer_utils import set_seed
+
+from ..config import MemoryConfig
+from ..errors import ConfigError, RecipeError
+from ..model import RecurrentMemoryModel
+from .bptt import Backpropagation, Kind
+from .curriculum import Curriculum, Stage, StageResult, train_curriculum
+from .examples import SegmentedExamples
+from .trained import LoraSettings, Trained, choose_trained
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraRecipe(_Strict):
+    """See `LoraSettings`.
+
+    Args:
+        r: The adapter's rank.
+        alpha: Its scale is alpha / r.
+        target_modules: Names of the layers that it goes into, by their ends; None: peft's choice.
+        bits: 4: the backbone is loaded in 4 bits (QLoRA; needs a GPU and bitsandbytes); None: in its own dtype.
+    """
+
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    target_modules: tuple[str, ...] | None = None
+    bits: Literal[4] | None = None
+
+    def build(self) -> LoraSettings:
+        """The adapter's settings."""
+        return LoraSettings(self.r, self.alpha, self.target_modules)
+
+
+class StageRecipe(_Strict):
+    """See `Stage`; the limit and the target are the experiment's where they are left out."""
+
+    num_segments: int = Field(ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    target_accuracy: float | None = Field(None, gt=0, le=1)
+
+
+class BackpropagationRecipe(_Strict):
+    """See `Backpropagation`."""
+
+    kind: Kind = "full"
+    window: int | None = None
+
+    @model_validator(mode="after")
+    def _is_valid(self) -> Self:
+        self.build()
+        return self
+
+    def build(self) -> Backpropagation:
+        """Which gradient is taken, and how."""
+        return Backpropagation(self.kind, self.window)
+
+
+class OptimizerRecipe(_Strict):
+    """AdamW under a learning rate that rises, then falls to 0, linearly, anew in each stage.
+
+    Args:
+        learning_rate: At its highest.
+        warmup: The share of a stage's steps in which it rises.
+        weight_decay: AdamW's.
+        betas: AdamW's.
+        clip: The largest norm of the gradient; 0: not clipped.
+    """
+
+    learning_rate: float = Field(1e-4, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(1.0, ge=0)
+
+
+class BatchRecipe(_Strict):
+    """Examples a step.
+
+    Args:
+        size: Of one process at once.
+        parts: Of that size, one after the other, before a step (gradient accumulation).
+    """
+
+    size: int = Field(8, ge=1)
+    parts: int = Field(1, ge=1)
+
+
+class Experiment(_Strict):
+    """A training.
+
+    Args:
+        name: What it makes.
+        expected: The result to expect, in words.
+        time: How long it takes, on what.
+        cost: What that costs, in words.
+        backbone: A hub id or a folder.
+        backbone_task: The head, as for `RecurrentMemoryModel.from_backbone`; None: the family's own.
+        num_labels: Classes of a classification head.
+        memory: The settings of `MemoryConfig`.
+        task: The task's name and settings, for whoever makes the examples.
+        trained: "memory", "lora" or "all".
+        lora: The adapter; only with trained: lora.
+        curriculum: False: trains at the last stage's number of segments from the start.
+        stages: The stages; a bare number is a number of segments.
+        max_steps: Of a stage that names no limit of its own.
+        target_accuracy: Of a stage that names none of its own.
+        backpropagation: Which gradient is taken, and how.
+        optimizer: The optimizer and its schedule.
+        batch: Examples a step.
+        precision: "float32", "bf16" or "fp16": what forward passes compute in; weights stay as they are.
+        eval_every: Steps between measurements, each with a checkpoint.
+        num_eval_examples: Held-out examples that are measured on.
+        seed: Of everything that is drawn.
+        out: The folder of the model; logs and checkpoints go to `<out>.run`.
+    """
+
+    name: str
+    expected: str
+    time: str
+    cost: str
+    backbone: str
+    backbone_task: str | None = None
+    num_labels: int | None = Field(None, ge=1)
+    memory: dict[str, Any]
+    task: dict[str, Any] = Field(default_factory=dict)
+    trained: Trained = "all"
+    lora: LoraRecipe | None = None
+    curriculum: bool = True
+    stages: tuple[StageRecipe, ...] = Field(min_length=1)
+    max_steps: int = Field(1000, ge=1)
+    target_accuracy: float | None = Field(None, gt=0, le=1)
+    backpropagation: BackpropagationRecipe = Field(default_factory=BackpropagationRecipe)
+    optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe.model_construct)
+    batch: BatchRecipe = Field(default_factory=BatchRecipe.model_construct)
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    eval_every: int = Field(100, ge=1)
+    num_eval_examples: int = Field(64, ge=1)
+    seed: int = 0
+    out: str
+
+    @field_validator("memory")
+    @classmethod
+    def _memory_is_valid(cls, value: dict[str, Any]) -> dict[str, Any]:
+        MemoryConfig.from_dict(value)
+        return value
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _numbers_are_stages(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return [{"num_segments": stage} if isinstance(stage, int) else stage for stage in value]  # pyright: ignore[reportUnknownVariableType]
+
+    @model_validator(mode="after")
+    def _lora_is_asked_for(self) -> Self:
+        if self.lora is not None and self.trained != "lora":
+            raise ConfigError(f"lora is given, but trained is {self.trained}; set trained: lora, or leave lora out")
+        return self
+
+    def plan(self) -> Curriculum:
+        """The curriculum."""
+        stages = [
+            Stage(s.num_segments, s.max_steps or self.max_steps, s.target_accuracy or self.target_accuracy)
+            for s in self.stages
+        ]
+        return Curriculum(tuple(stages), self.curriculum)
+
+    def arguments(self, **changes: Any) -> TrainingArguments:
+        """The Trainer's settings, some of them changed."""
+        optimizer = self.optimizer
+        values: dict[str, Any] = {
+            "output_dir": f"{self.out}.run",
+            "per_device_train_batch_size": self.batch.size,
+            "per_device_eval_batch_size": self.batch.size,
+            "gradient_accumulation_steps": self.batch.parts,
+            "learning_rate": optimizer.learning_rate,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": optimizer.warmup,
+            "weight_decay": optimizer.weight_decay,
+            "adam_beta1": optimizer.betas[0],
+            "adam_beta2": optimizer.betas[1],
+            "max_grad_norm": optimizer.clip,
+            "bf16": self.precision == "bf16",
+            "fp16": self.precision == "fp16",
+            "eval_steps": self.eval_every,
+            "logging_steps": max(1, self.eval_every // 10),
+            "save_total_limit": 2,
+            "seed": self.seed,
+            "report_to": ["tensorboard"] if is_tensorboard_available() else [],
+        }
+        return TrainingArguments(**(values | changes))
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Read an experiment. Nothing is loaded but the file.
+
+    Raises:
+        RecipeError: if the file is missing, is not YAML, or a setting is not valid; names the setting.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: an experiment is a mapping of settings, this is a {type(values).__name__}")
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "experiment"
+        raise RecipeError(f"{path}: {where}: {first['msg']} (given: {str(first.get('input'))[:60]})") from error
+
+
+def run_experiment(
+    experiment: Experiment, examples: SegmentedExamples, *, resume: bool = False, **changes: Any
+) -> tuple[RecurrentMemoryModel, list[StageResult]]:
+    """Train what an experiment describes, and write the model into its `out` folder.
+
+    Args:
+        experiment: The experiment.
+        examples: Its task.
+        resume: Whether to go on with what is in `<out>.run`, if anything is.
+        **changes: In place of the Trainer's settings, such as `use_cpu=True`.
+
+    Raises:
+        BackboneError, ConfigError: if the backbone cannot be loaded, or a segment with its memory does not fit it.
+        RecipeError: if there is a training already and `resume` is not set, or the loss stops being a number.
+    """
+    set_seed(experiment.seed)
+    loading: dict[str, Any] = {}
+    lora = experiment.lora
+    if lora is not None and lora.bits == 4:
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        compute = torch.float32 if experiment.precision == "float32" else torch.bfloat16
+        loading["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+        )
+    model = RecurrentMemoryModel.from_backbone(
+        experiment.backbone,
+        MemoryConfig.from_dict(experiment.memory),
+        task=experiment.backbone_task,
+        num_labels=experiment.num_labels,
+        **loading,
+    )
+    choose_trained(model, experiment.trained, lora.build() if lora is not None else None)
+    results = train_curriculum(
+        model,
+        experiment.arguments(**changes),
+        examples=examples,
+        curriculum=experiment.plan(),
+        backpropagation=experiment.backpropagation.build(),
+        num_eval_examples=experiment.num_eval_examples,
+        resume=resume,
+    )
+    model.eval()
+    model.save_pretrained(experiment.out)
+    return model, results

@@ -1,0 +1,170 @@
+"""A batch of texts, cut into segments, each with its loss: what every kind of backpropagation goes over.
+
+A `Cell` is what one segment gave: the memory after it, and the loss of the predictions made in it. Which cells are kept
+for the backward pass, for how long, and whether they are run again, is the business of `bptt.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ..backbones.encoder import EncoderBackbone
+from ..backbones.seq2seq import Seq2SeqBackbone
+from ..errors import InputError
+from ..forward import IGNORE, at_least_float32, read_segment, targets_of
+from ..model import RecurrentMemoryModel
+from ..segments import Segment, num_folded, rest_of, window
+from ..state import MemoryState
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one segment gave.
+
+    Args:
+        tensors: The memory after it.
+        loss: The sum of the cross-entropies of its predictions, divided by the number of labels in the batch; None
+            where nothing is predicted.
+        num_right: `[]` predictions whose most likely class is the label.
+    """
+
+    tensors: dict[str, Tensor]
+    loss: Float[Tensor, ""] | None = None
+    num_right: Int[Tensor, ""] | None = None
+
+
+class Unrolling:
+    """A batch of texts as segments, to be read one after the other.
+
+    The loss of a segment is that of the predictions made at its positions: the last token of a segment predicts the
+    first of the next. Rows may differ in length; a row that has ended keeps its memory. Classifiers and encoder–decoders
+    predict in the last segment of each row.
+
+    Args:
+        model: The model.
+        input_ids: `[B, T]`.
+        labels: As for `RecurrentMemoryModel.forward`; -100 where there is no loss. The head runs at the others only.
+        attention_mask: `[B, T]`, 0 at padding, on either side.
+        memory_state: The state to go on from. Gradients end at it.
+        num_items_in_batch: What the sum over the labels is divided by; None: by their number, the loss is a mean.
+
+    Raises:
+        InputError: if the ids are out of the vocabulary, or shapes do not agree.
+        StateModelMismatchError: if another model wrote the state.
+    """
+
+    def __init__(
+        self,
+        model: RecurrentMemoryModel,
+        input_ids: Int[Tensor, "B T"],
+        labels: Tensor,
+        attention_mask: Tensor | None = None,
+        memory_state: MemoryState | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> None:
+        self.model, self.view = model, model.view
+        given = memory_state.detach() if memory_state is not None else None
+        self.new, self.text, self.start = model.new_text(input_ids, attention_mask, given)
+        self.length = model.memory_config.segment_length
+        self.folds = num_folded(self.text.lengths, self.length)
+        self.num_segments = int(self.folds.max()) + 1
+        self.labels = labels.to(self.text.input_ids.device)
+        self.reads_last = isinstance(self.view, Seq2SeqBackbone) or (
+            isinstance(self.view, EncoderBackbone) and self.view.classifies
+        )
+        if self.reads_last:
+            targets = self._check_rows(self.labels)
+            has_label = (targets != IGNORE).flatten(1).any(1)
+            asking = [(has_label & (self.folds == index)).any() for index in range(self.num_segments)]
+        else:
+            self.labels = self._check_tokens(self.labels, input_ids)
+            targets = self.targets = targets_of(
+                self.new, self.text, self.start.pending_lengths, self.labels, int(self.view.separate_write_block)
+            )
+            asking = [(self.targets[:, self._span(index)] != IGNORE).any() for index in range(self.num_segments)]
+        self.has_loss: list[bool] = torch.stack(asking).tolist()
+        self.num_labels = int((targets != IGNORE).sum())
+        self.num_items = num_items_in_batch if num_items_in_batch is not None else max(self.num_labels, 1)
+
+    def _check_rows(self, labels: Tensor) -> Tensor:
+        if labels.shape[:1] != self.folds.shape:
+            raise InputError(f"labels has {labels.shape[:1]} rows, input_ids {len(self.folds)}; they must be equal")
+        return labels[:, None] if labels.ndim == 1 else labels
+
+    def _check_tokens(self, labels: Tensor, input_ids: Tensor) -> Tensor:
+        if labels.ndim == 1:
+            labels = labels[None]
+        if labels.shape != (len(self.folds), input_ids.shape[-1]):
+            raise InputError(
+                f"labels has the shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}; they must be equal"
+            )
+        return labels
+
+    def _span(self, index: int) -> slice:
+        return slice(index * self.length, (index + 1) * self.length)
+
+    @property
+    def last_loss(self) -> int:
+        """The index of the last segment in which something is predicted; -1: nothing is."""
+        return max((index for index, asks in enumerate(self.has_loss) if asks), default=-1)
+
+    def cell(self, index: int, tensors: dict[str, Tensor], *, with_head: bool = True) -> Cell:
+        """Read segment `index` with the memory before it.
+
+        Args:
+            index: 0…N − 1.
+            tensors: The memory after segment `index - 1`.
+            with_head: Whether the loss is wanted. Where it is not, the head of a language model is not run; all else,
+                which may draw random numbers, is.
+        """
+        segment = window(self.text, index * self.length, self.length)
+        state = replace(self.start, tensors=tensors)
+        if not self.reads_last:
+            return self._predict(index, segment, state, with_head)
+        folding = Segment(segment.input_ids, segment.lengths * (index < self.folds))
+        after = self.model.fold_segment(folding, state)[1].tensors
+        return self._answer(index, segment, tensors, after) if self.has_loss[index] else Cell(after)
+
+    def _predict(self, index: int, segment: Segment, state: MemoryState, with_head: bool) -> Cell:
+        target = self.targets[:, self._span(index)]
+        needed = target != IGNORE
+        hidden, after = read_segment(self.model, segment, index < self.folds, needed.any(1), state)
+        if not (with_head and self.has_loss[index]):
+            return Cell(after.tensors)
+        target = target[needed]
+        logits = at_least_float32(self.view.head(hidden[needed]))
+        loss = cross_entropy(logits, target, reduction="sum") / self.num_items
+        return Cell(after.tensors, loss, (logits.detach().argmax(-1) == target).sum())
+
+    def _answer(self, index: int, segment: Segment, before: dict[str, Tensor], after: dict[str, Tensor]) -> Cell:
+        """The rows whose last segment this is: their class, or what the decoder writes."""
+        rows = (self.folds == index).nonzero()[:, 0]
+        labels = self.labels[rows]
+        part, memory = segment.rows(rows), {name: tensor[rows] for name, tensor in before.items()}
+        output: Any
+        if isinstance(self.view, Seq2SeqBackbone):
+            encoded, seen = self.model.memory.look(self.view, part, memory)
+            output = self.view.decode(encoded, seen.lengths, labels=labels)
+        else:
+            assert isinstance(self.view, EncoderBackbone)
+            classify = self.view.classify
+            output, _ = self.model.memory.look(
+                self.view, part, memory, run=lambda rows, lengths: classify(rows, lengths, labels)
+            )
+        counted = labels != IGNORE
+        # The model's is a mean over the labels that it was given. A quotient of whole numbers would be float32.
+        loss = output.loss * counted.sum() / self.num_items
+        if labels.is_floating_point():
+            return Cell(after, loss, torch.zeros((), dtype=torch.long, device=labels.device))
+        return Cell(after, loss, ((output.logits.detach().argmax(-1) == labels) & counted).sum())
+
+    def final_state(self, tensors: dict[str, Tensor]) -> MemoryState:
+        """The state after the text, cut from the graph, with the memory after the last segment."""
+        state = replace(self.start, tensors=tensors, segments_folded=self.start.segments_folded + self.folds)
+        return state.with_pending(*rest_of(self.text, self.folds * self.length)).advanced(self.new.lengths).detach()

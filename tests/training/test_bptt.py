@@ -1,0 +1,288 @@
+"""Every kind of backpropagation agrees with the whole graph, or with a window written for reading."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from contract.backbones import BACKBONES, DECODERS, ENCODERS, SEQ2SEQ, VOCAB, M, S, Tiny
+from contract.cases import assert_close, backbone_of, batch, batch_labels, gradients, labels_of, model_of, text_of
+from recurrent_memory import MemoryConfig, RecurrentMemoryModel
+from recurrent_memory.errors import ConfigError, InputError
+from recurrent_memory.memories.reference import IGNORE
+from recurrent_memory.training.bptt import Backpropagation, backpropagate, measure
+from training.saved_bytes import SavedBytes
+from training.windows import window_loss
+
+LENGTHS = (3 * S + 2, 1, 4 * S, S + 1)  # unequal rows: one of 4 segments and a full last one, one of a single token
+# Sums in another order differ by rounding in float64; layers that compute in float32 whatever the weights are (RMSNorm)
+# give it a thousand million times as much.
+TOLERANCE = 1e-10
+ONE_OF_EACH = [DECODERS[0], ENCODERS[0], ENCODERS[1], SEQ2SEQ[0]]
+every_backbone = pytest.mark.parametrize("tiny", BACKBONES, ids=lambda tiny: tiny.name)
+one_of_each = pytest.mark.parametrize("tiny", ONE_OF_EACH, ids=lambda tiny: tiny.name)
+every_kind = pytest.mark.parametrize(
+    "method",
+    [Backpropagation(), Backpropagation("recompute"), Backpropagation("truncated", 4), Backpropagation("truncated", 9)],
+    ids=["full", "recompute", "truncated-4", "truncated-9"],
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def example(tiny: Tiny, lengths: tuple[int, ...] = LENGTHS, side: str = "right") -> dict[str, Tensor]:
+    texts = [text_of(tiny, length, row) for row, length in enumerate(lengths)]
+    ids, mask = batch(texts, side)
+    return {"input_ids": ids, "attention_mask": mask, "labels": batch_labels(tiny, labels_of(tiny, texts), side)}
+
+
+def taken(model: RecurrentMemoryModel, run: Callable[[RecurrentMemoryModel], Any]) -> tuple[Any, dict[str, Tensor]]:
+    """What a run returns, and the gradients that it leaves; the cached model stays as it is."""
+    model.zero_grad()
+    outcome = run(model)
+    found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    return outcome, found
+
+
+@every_backbone
+@every_kind
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_loss_and_gradients_are_those_of_the_whole_graph(tiny: Tiny, method: Backpropagation, side: str) -> None:
+    model, inputs = model_of(tiny), example(tiny, side=side)
+    output = model(**inputs)
+    expected = gradients(model, output.loss)
+    outcome, actual = taken(model, lambda model: backpropagate(model, **inputs, method=method))
+    tolerance = TOLERANCE if tiny.exact else tiny.tolerance
+    assert_close(outcome.loss, output.loss, tolerance, "loss")
+    for name, gradient in expected.items():
+        assert_close(actual[name], gradient, tolerance, f"gradient of {name}")
+    assert float(expected["memory.initial_memory"].abs().max()) > 1e-3  # or the comparison would say nothing
+    for name in ("tokens_read", "segments_folded", "pending", "pending_lengths"):
+        assert torch.equal(getattr(outcome.memory_state, name), getattr(output.memory_state, name)), name
+    assert_close(outcome.memory_state.memory, output.memory_state.memory, tolerance, "memory")
+
+
+@every_backbone
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_a_window_is_that_of_the_oracle_for_every_loss(tiny: Tiny, window: int) -> None:
+    model = model_of(tiny)
+    texts = [text_of(tiny, length, row) for row, length in enumerate(LENGTHS)]
+    labels = labels_of(tiny, texts)
+    ids, mask = batch(texts, "right")
+    slow = sum(
+        window_loss(tiny, model, text, label, window) for text, label in zip(texts, labels, strict=True)
+    ) / torch.tensor(7.0, dtype=torch.float64)
+    outcome, actual = taken(
+        model,
+        lambda model: backpropagate(
+            model,
+            ids,
+            batch_labels(tiny, labels, "right"),
+            mask,
+            method=Backpropagation("truncated", window),
+            num_items_in_batch=7,
+        ),
+    )
+    tolerance = TOLERANCE if tiny.exact else tiny.tolerance
+    assert_close(outcome.loss, slow, tolerance, "loss")
+    for name, gradient in gradients(model, slow).items():
+        assert_close(actual[name], gradient, tolerance, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_gradients_are_exactly_zero_beyond_the_window(window: int) -> None:
+    neox = next(tiny for tiny in DECODERS if tiny.name == "gpt-neox")  # its head is not its embedding
+    model, num_segments = model_of(neox), 5
+    ids = torch.arange(num_segments * S)[None]  # every token occurs once, so that its embedding tells its segment
+    labels = torch.full_like(ids, IGNORE)
+    labels[0, -1] = 3
+    _, found = taken(
+        model, lambda model: backpropagate(model, ids, labels, method=Backpropagation("truncated", window))
+    )
+    of_tokens = found["backbone.gpt_neox.embed_in.weight"][: num_segments * S].abs().amax(1)
+    reached = of_tokens.reshape(num_segments, S).amax(1)
+    assert bool((reached[: num_segments - window] == 0.0).all())
+    assert bool((reached[num_segments - window :] > 0.0).all())
+    assert not bool(found["memory.initial_memory"].any())
+
+
+@one_of_each
+@pytest.mark.parametrize(("method", "short", "long"), [
+    (Backpropagation("recompute"), 4, 64),
+    (Backpropagation("truncated", 2), 4, 64),
+], ids=["recompute", "truncated"])  # fmt: skip
+def test_what_is_kept_does_not_grow_with_the_text(tiny: Tiny, method: Backpropagation, short: int, long: int) -> None:
+    model = model_of(tiny)
+    peaks: list[int] = []
+    for num_segments in (short, long):
+        inputs = example(tiny, (num_segments * S, num_segments * S))
+        with SavedBytes() as saved:
+            taken(model, lambda model, inputs=inputs: backpropagate(model, **inputs, method=method))
+        assert saved.now == 0
+        peaks.append(saved.peak)
+    assert peaks[1] <= 1.1 * peaks[0]
+    with SavedBytes() as saved:
+        taken(model, lambda model: backpropagate(model, **example(tiny, (16 * S, 16 * S)), method=Backpropagation()))
+    assert saved.peak > 4 * peaks[1], "the whole graph is that much larger: the measure measures"
+
+
+def with_dropout(tiny: Tiny) -> RecurrentMemoryModel:
+    torch.manual_seed(0)
+    backbone = backbone_of(tiny)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.2
+    memory = MemoryConfig(num_memory_tokens=M, segment_length=S, carry=tiny.carry)
+    return RecurrentMemoryModel.from_backbone(backbone, memory, **tiny.arguments).double().train()
+
+
+@one_of_each
+@pytest.mark.parametrize(
+    "method", [Backpropagation("recompute"), Backpropagation("truncated", 4)], ids=lambda m: m.kind
+)
+def test_dropout_is_the_same_when_a_segment_runs_again(tiny: Tiny, method: Backpropagation) -> None:
+    model, inputs = with_dropout(tiny), example(tiny)
+    results: list[tuple[Tensor, dict[str, Tensor], Tensor]] = []
+    for kind in (Backpropagation(), method, Backpropagation()):
+        torch.manual_seed(len(results) // 2)
+        outcome, found = taken(model, lambda model, kind=kind: backpropagate(model, **inputs, method=kind))
+        results.append((outcome.loss, found, torch.rand(3)))
+    (loss, expected, after), (other_loss, actual, other_after), (loss_of_another_seed, _, _) = results
+    assert abs(float(loss - loss_of_another_seed)) > 1e-3  # dropout is on
+    assert_close(other_loss, loss, TOLERANCE, "loss")
+    for name, gradient in expected.items():
+        assert_close(actual[name], gradient, TOLERANCE, f"gradient of {name}")
+    assert torch.equal(other_after, after), "the generator stands where the forward pass left it"
+
+
+@one_of_each
+@pytest.mark.parametrize("method", [Backpropagation(), Backpropagation("recompute"), Backpropagation("truncated", 2)],
+                         ids=lambda m: m.kind)  # fmt: skip
+def test_accumulated_parts_are_the_whole_batch(tiny: Tiny, method: Backpropagation) -> None:
+    model, inputs = model_of(tiny), example(tiny)
+    whole, expected = taken(model, lambda model: backpropagate(model, **inputs, method=method, loss_scale=3.0))
+    parts: list[Tensor] = []
+
+    def accumulate(model: RecurrentMemoryModel) -> None:
+        for row in range(len(LENGTHS)):
+            part = {name: tensor[row : row + 1] for name, tensor in inputs.items()}
+            outcome = backpropagate(model, **part, method=method, num_items_in_batch=whole.num_labels, loss_scale=3.0)
+            parts.append(outcome.loss)
+
+    _, actual = taken(model, accumulate)
+    tolerance = TOLERANCE if tiny.exact else tiny.tolerance
+    assert_close(torch.stack(parts).sum(), whole.loss, tolerance, "loss")
+    for name, gradient in expected.items():
+        assert_close(actual[name], gradient, tolerance * 3, f"gradient of {name}")
+
+
+def test_the_head_runs_at_the_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = DECODERS[0]
+    model = copy.deepcopy(model_of(tiny))
+    ids = torch.tensor([text_of(tiny, 4 * S)])
+    labels = torch.full_like(ids, IGNORE)
+    labels[0, -2:] = ids[0, -2:]
+    widths: list[int] = []
+    head = type(model.view).head
+
+    def watched(view: object, hidden: Tensor) -> Tensor:
+        widths.append(hidden.shape[0])
+        return head(view, hidden)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(model.view), "head", watched)
+    for method in (Backpropagation(), Backpropagation("recompute"), Backpropagation("truncated", 2)):
+        widths.clear()
+        outcome = backpropagate(model, ids, labels, method=method)
+        assert widths == [2]
+        assert outcome.num_labels == 2
+
+
+def test_far_segments_are_read_without_a_graph() -> None:
+    tiny = DECODERS[0]
+    model = model_of(tiny)
+    ids = torch.tensor([text_of(tiny, 16 * S)])
+    labels = torch.full_like(ids, IGNORE)
+    labels[0, -1] = ids[0, -1]
+    with SavedBytes() as one:
+        taken(model, lambda model: backpropagate(model, ids[:, -S:], labels[:, -S:], method=Backpropagation()))
+    with SavedBytes() as many:
+        taken(model, lambda model: backpropagate(model, ids, labels, method=Backpropagation("truncated", 1)))
+    assert many.peak <= one.peak * 1.1
+
+
+@one_of_each
+def test_right_answers_are_counted(tiny: Tiny) -> None:
+    model, inputs = model_of(tiny), example(tiny)
+    output = model(**inputs)
+    labels, logits = inputs["labels"], output.logits
+    if tiny.is_decoder:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    right = int((logits.argmax(-1) == labels).sum())
+    labels = labels.clone().masked_fill_(labels != IGNORE, 0)
+    for method in (Backpropagation(), Backpropagation("recompute"), Backpropagation("truncated", 2)):
+        outcome, _ = taken(model, lambda model, method=method: backpropagate(model, **inputs, method=method))
+        assert (int(outcome.num_right), outcome.num_labels) == (right, int((labels != IGNORE).sum()))
+    measured = measure(model, **inputs)
+    assert (int(measured.num_right), measured.num_labels) == (right, int((labels != IGNORE).sum()))
+    assert_close(measured.loss, output.loss, TOLERANCE if tiny.exact else tiny.tolerance)
+    assert not measured.loss.requires_grad
+
+
+@every_kind
+def test_a_text_goes_on_from_a_state(method: Backpropagation) -> None:
+    tiny = DECODERS[0]
+    model = model_of(tiny)
+    ids = torch.tensor([text_of(tiny, 4 * S + 2)])
+    state = model.read(ids[:, : S + 3])
+    output = model(input_ids=ids[:, S + 3 :], labels=ids[:, S + 3 :], memory_state=state)
+    expected = gradients(model, output.loss)
+    outcome, actual = taken(
+        model, lambda model: backpropagate(model, ids[:, S + 3 :], ids[:, S + 3 :], memory_state=state, method=method)
+    )
+    assert_close(outcome.loss, output.loss, TOLERANCE)
+    for name, gradient in expected.items():
+        assert_close(actual[name], gradient, TOLERANCE, f"gradient of {name}")
+    assert_close(outcome.memory_state.memory, output.memory_state.memory, TOLERANCE)
+
+
+@every_kind
+def test_a_batch_without_labels_gives_nothing(method: Backpropagation) -> None:
+    tiny = DECODERS[0]
+    ids = torch.tensor([text_of(tiny, 2 * S)])
+    model = model_of(tiny)
+    outcome, found = taken(model, lambda model: backpropagate(model, ids, torch.full_like(ids, IGNORE), method=method))
+    assert (float(outcome.loss), outcome.num_labels) == (0.0, 0)
+    assert not any(bool(gradient.any()) for gradient in found.values())
+    assert_close(outcome.memory_state.memory, model.read(ids).memory, TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("backward",), "kind='backward' is not a kind of backpropagation; choose one of full, truncated, recompute"),
+        (("truncated",), "window=None must be an int of at least 1"),
+        (("truncated", 0), "window=0 must be an int of at least 1"),
+        (("truncated", True), "window=True must be"),
+        (("full", 2), "window=2 is of kind='truncated' only; leave it out of 'full'"),
+    ],
+)
+def test_bad_settings_are_named(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Backpropagation(*arguments)
+
+
+def test_labels_of_another_shape_are_named() -> None:
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    with pytest.raises(InputError, match=r"labels has the shape \(2, 4\), input_ids \(2, 5\)"):
+        backpropagate(model_of(DECODERS[0]), ids, ids[:, 1:], method=Backpropagation())
+    with pytest.raises(InputError, match="they must be equal"):
+        backpropagate(model_of(ENCODERS[1]), ids + VOCAB - 5, torch.zeros(3).long(), method=Backpropagation())

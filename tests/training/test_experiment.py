@@ -1,0 +1,97 @@
+"""An experiment is checked before anything is loaded, and runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from recurrent_memory import RecurrentMemoryModel
+from recurrent_memory.errors import RecipeError
+from recurrent_memory.training import experiment as module
+from recurrent_memory.training.curriculum import Stage
+from recurrent_memory.training.experiment import load_experiment, run_experiment
+from training.copy_task import AnyLengthTask, S, copy_model
+
+VALUES: dict[str, Any] = {
+    "name": "copy",
+    "expected": "nothing; it only has to run",
+    "time": "a second",
+    "cost": "nothing",
+    "backbone": "folder",
+    "memory": {"num_memory_tokens": 2, "segment_length": S},
+    "trained": "lora",
+    "lora": {"r": 2, "alpha": 4, "target_modules": ["query_key_value"]},
+    "stages": [1, {"num_segments": 2, "max_steps": 3}],
+    "max_steps": 2,
+    "target_accuracy": 0.99,
+    "backpropagation": {"kind": "truncated", "window": 2},
+    "batch": {"size": 2, "parts": 2},
+    "num_eval_examples": 4,
+    "out": "model",
+}
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump({**VALUES, **changes}))
+    return path
+
+
+def test_an_experiment_runs_and_its_model_loads(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    copy_model().backbone.save_pretrained(tmp_path / "backbone")
+    path = written(tmp_path, backbone=str(tmp_path / "backbone"), out=str(tmp_path / "model"))
+    experiment = load_experiment(path)
+    assert experiment.plan().planned() == (Stage(1, 2, 0.99), Stage(2, 3, 0.99))
+    model, results = run_experiment(
+        experiment, AnyLengthTask(), use_cpu=True, dataloader_pin_memory=False, disable_tqdm=True, report_to="none"
+    )
+    assert [result.num_segments for result in results] == [1, 2]
+    loaded = RecurrentMemoryModel.from_pretrained(tmp_path / "model")
+    ids = torch.arange(2 * S)[None]
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert list(loaded.config.peft) == ["lora"]
+
+
+def test_the_trainer_gets_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for installed in (True, False):
+        monkeypatch.setattr(module, "is_tensorboard_available", lambda installed=installed: installed)
+        args = load_experiment(written(tmp_path, optimizer={"learning_rate": 3e-4})).arguments(use_cpu=True)
+        assert args.report_to == (["tensorboard"] if installed else [])
+    assert (args.learning_rate, args.max_grad_norm, args.get_warmup_steps(50)) == (3e-4, 1.0, 5)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 2)
+    assert (args.lr_scheduler_type, args.optim) == ("linear", "adamw_torch_fused")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trained": "head"}, "trained: Input should be 'memory', 'lora' or 'all'"),
+        ({"trained": "all"}, "lora is given, but trained is all"),
+        ({"lora": {"bits": 8}}, "lora.bits: Input should be 4"),
+        ({"memory": {"segment_length": 0}}, "memory: .*segment_length=0 must be at least 1"),
+        ({"backpropagation": {"kind": "truncated"}}, "backpropagation: .*window=None must be an int"),
+        ({"stages": []}, "stages: .*at least 1 item"),
+        ({"stages": [0]}, "stages.0.num_segments: Input should be greater than or equal to 1"),
+        ({"optimizer": {"warmup": 100}}, "optimizer.warmup: Input should be less than 1"),
+        ({"nonsense": 1}, "nonsense: Extra inputs are not permitted"),
+    ],
+)
+def test_a_bad_setting_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match="(?s)" + message):
+        load_experiment(written(tmp_path, **changes))
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_experiment(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(RecipeError, match="an experiment is a mapping"):
+        load_experiment(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [\n")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load_experiment(tmp_path / "bad.yaml")
