@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recurrent_memory import RecurrentMemoryModel
 from training.distributed import KINDS, train_all
 from training.interrupted import train
 
@@ -50,9 +51,8 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert process.wait() == -signal.SIGKILL, "it was to be killed in the middle"
         kills += 1
     assert kills == 2
-    final = load_file(out / "final/model.safetensors")
-    weights = whole.state_dict()
-    assert final.keys() <= weights.keys()
+    final, weights = RecurrentMemoryModel.from_pretrained(out / "final").state_dict(), whole.state_dict()
+    assert final.keys() == weights.keys()
     assert "memory.initial_memory" in final
     for name, weight in final.items():
         assert torch.equal(weight, weights[name]), name
@@ -78,5 +78,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         ]
         for alone, shared in zip(*rows, strict=True):
             for key in COMPARED:
-                assert shared.get(key) == pytest.approx(alone.get(key), rel=1e-6), key  # logged in float32
+                if alone.get(key) is None:
+                    assert shared.get(key) is None, key
+                else:
+                    assert shared.get(key) == pytest.approx(alone[key], rel=1e-6), key  # logged in float32
         assert (tmp_path / "two" / kind / "checkpoint-3/random-1.safetensors").is_file()
