@@ -104,7 +104,7 @@ class Lane:
         draw = self._rng.random()
         if draw < 0.1:
             return self._rng.randrange(1, self.segment_length + 1)
-        if draw < 0.2:
+        if draw < 0.4:
             inside = [e for e in self._events if e.start > 0 and e.end <= self.segment_length]
             if inside:
                 event = self._rng.choice(inside)
