@@ -16,7 +16,7 @@ from recurrent_memory.training.recipe import Recipe
 from tiny_models import prose
 
 STAGE = {"num_segments": 2, "segment_length": 24, "lifetime": 4, "facts": [0.5, 2], "distractors": [0.2], "lanes": 4,
-         "learning_rate": 1e-3, "max_steps": 6, "probe": 0.5, "binding": 0.1, "keep": 1.0, "contract": 0.1,
+         "learning_rate": 1e-3, "max_steps": 6, "probe": 0.5, "binding": 0.1, "keep": 1.0,
          "drop_lost": True, "first_facts": 1.0}  # fmt: skip
 
 
@@ -111,4 +111,4 @@ def test_nothing_to_resume_and_no_noise_are_named(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_a_message(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="the loss became inf"):
-        make(recipe(tmp_path, stages=[{**STAGE, "contract": float("inf")}]))
+        make(recipe(tmp_path, stages=[{**STAGE, "probe": float("inf")}]))

@@ -20,7 +20,8 @@ from ..model import RecurrentMemoryModel
 from ..state import MemoryState
 from ..tasks.hiding import hide_stream
 from ..tasks.library_text import library_text
-from ..tasks.whereabouts import PEOPLE, PLACES, VERBS, Fact, is_right, question
+from ..tasks.scoring import exact_match
+from ..tasks.whereabouts import PEOPLE, PLACES, VERBS, Fact, question
 
 _ROOM_CHARS = 400
 
@@ -112,7 +113,7 @@ def demonstrate(
         facts = [fact for _, fact in inserts]
         answers = ask(model, tokenizer, states[index].index([0] * len(facts)), [question(f.person) for f in facts])
         for (position, fact), answer in zip(inserts, answers, strict=True):
-            at, right = round(position / num_chars * tokens), is_right(answer.text, fact.place)
+            at, right = round(position / num_chars * tokens), exact_match(answer.text, fact.place)
             asked.append(Asked(index, fact.sentence, at, question(fact.person), answer.text, answer.probability, right))
     return Demonstration(
         tokens=tokens,

@@ -20,7 +20,8 @@ from ..inference.asking import ask
 from ..model import RecurrentMemoryModel
 from ..segments import Segment
 from ..state import MemoryState
-from ..tasks.whereabouts import PEOPLE, PLACES, VERBS, Fact, draw_distractor, is_right, question
+from ..tasks.scoring import exact_match
+from ..tasks.whereabouts import PEOPLE, PLACES, VERBS, Fact, draw_distractor, question
 from .composite import Composite, Insert, NoiseText
 
 Mode = Literal["first", "anywhere", "four", "distractors"]
@@ -138,9 +139,9 @@ def _ask(
             "fact_token": samples[i].positions[person],
             "answer": kept.text,
             "probability": round(kept.probability, 6),
-            "right": is_right(kept.text, samples[i].answers[person]),
+            "right": exact_match(kept.text, samples[i].answers[person]),
             "reset_answer": reset.text,
-            "reset_right": is_right(reset.text, samples[i].answers[person]),
+            "reset_right": exact_match(reset.text, samples[i].answers[person]),
         }
         for (i, at, person), kept, reset in zip(pairs, *answers, strict=True)
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, InputError
+from ..hub import hub_rows
 from .babi.stories import GIVERS
 from .babi.world import OBJECTS
 from .whereabouts import PLACES
@@ -66,16 +67,6 @@ def task_labels(task: str) -> tuple[str, ...]:
     return _LABELS[task]
 
 
-def exact_match(output: str, target: str) -> bool:
-    """Whether an answer is the target; case, white space around it and a full stop at its end aside. The default score.
-
-    Example:
-        >>> exact_match(" Garden.", "garden"), exact_match("in the garden", "garden")
-        (True, False)
-    """
-    return output.strip().rstrip(".").strip().lower() == target.strip().lower()
-
-
 def babilong_match(output: str, target: str, question: str, labels: Iterable[str]) -> bool:
     """BABILong's own score: of all possible answers, the first sentence of the output names the target and no other.
 
@@ -120,7 +111,7 @@ def iter_babilong(task: str, length: str, source: str = HUB_ID) -> Iterator[Long
     if path.is_file():
         rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
         return _samples(path.name, rows)
-    return _samples(f"{source} {length} {task}", _hub_rows(source, task, length))
+    return _samples(f"{source} {length} {task}", hub_rows("source", source, length, split=task, streaming=True))
 
 
 def _find(folder: Path, task: str, length: str) -> Path:
@@ -172,15 +163,3 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
             yield from batch.to_pylist()
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: is not parquet ({error}); give a copy of {HUB_ID}") from error
-
-
-def _hub_rows(source: str, task: str, length: str) -> Iterator[Any]:
-    try:
-        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise InputError(f"source {source}: no such path; to load it from the hub, `pip install datasets`") from error
-    try:
-        yield from load_dataset(source, length, split=task, streaming=True)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"source {source}: no such path, and not loadable from the hub ({reason})") from error

@@ -13,11 +13,6 @@ from .base import Placement, Sample
 from .whereabouts import PLACES, draw_fact, question
 
 
-def _where_is(rng: random.Random) -> Sample:
-    fact = draw_fact(rng)
-    return Sample((fact.sentence,), question(fact.person), fact.place, (0,), PLACES)
-
-
 @dataclass(frozen=True, slots=True)
 class Memorize:
     """Who is where is said once, at the start of the text, and asked at its end.
@@ -34,11 +29,12 @@ class Memorize:
 
     def draw(self, rng: random.Random) -> Sample:
         """One fact and the question for it."""
-        return _where_is(rng)
+        fact = draw_fact(rng)
+        return Sample((fact.sentence,), question(fact.person), fact.place, (0,), PLACES)
 
 
 @dataclass(frozen=True, slots=True)
-class Detect:
+class Detect(Memorize):
     """As `Memorize`, with the fact anywhere in the text.
 
     Example:
@@ -47,12 +43,7 @@ class Detect:
     """
 
     name: str = "detect"
-    answers: tuple[str, ...] | None = PLACES
     placement: Placement = "anywhere"
-
-    def draw(self, rng: random.Random) -> Sample:
-        """One fact and the question for it."""
-        return _where_is(rng)
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,8 +89,3 @@ def draw_distractor(rng: random.Random, *, unseen: bool = False) -> str:
         place=rng.choice(PLACES),
         place2=rng.choice(PLACES),
     )
-
-
-def is_right(answer: str, place: str) -> bool:
-    """Whether an answer is the place: exact match, case and a full stop at the end aside."""
-    return answer.strip().rstrip(".").strip().lower() == place.lower()

@@ -6,29 +6,26 @@ trained by the `Trainer`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import set_seed
 
 from ..config import MemoryConfig
-from ..errors import ConfigError, RecipeError
+from ..errors import ConfigError
 from ..model import RecurrentMemoryModel
 from .bptt import Backpropagation, Kind
 from .curriculum import Curriculum, Stage, StageResult, train_curriculum
 from .examples import SegmentedExamples
+from .settings import Strict, load_settings
 from .trained import LoraSettings, Trained, choose_trained
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LoraRecipe(_Strict):
+class LoraRecipe(Strict):
     """See `LoraSettings`.
 
     Args:
@@ -48,7 +45,7 @@ class LoraRecipe(_Strict):
         return LoraSettings(self.r, self.alpha, self.target_modules)
 
 
-class StageRecipe(_Strict):
+class StageRecipe(Strict):
     """See `Stage`; the limit and the target are the experiment's where they are left out."""
 
     num_segments: int = Field(ge=1)
@@ -56,7 +53,7 @@ class StageRecipe(_Strict):
     target_accuracy: float | None = Field(None, gt=0, le=1)
 
 
-class BackpropagationRecipe(_Strict):
+class BackpropagationRecipe(Strict):
     """See `Backpropagation`."""
 
     kind: Kind = "full"
@@ -72,7 +69,7 @@ class BackpropagationRecipe(_Strict):
         return Backpropagation(self.kind, self.window)
 
 
-class OptimizerRecipe(_Strict):
+class OptimizerRecipe(Strict):
     """AdamW under a learning rate that rises, then falls to 0, linearly, anew in each stage.
 
     Args:
@@ -90,7 +87,7 @@ class OptimizerRecipe(_Strict):
     clip: float = Field(1.0, ge=0)
 
 
-class BatchRecipe(_Strict):
+class BatchRecipe(Strict):
     """Examples a step.
 
     Args:
@@ -102,7 +99,7 @@ class BatchRecipe(_Strict):
     parts: int = Field(1, ge=1)
 
 
-class Experiment(_Strict):
+class Experiment(Strict):
     """A training.
 
     Args:
@@ -208,26 +205,13 @@ class Experiment(_Strict):
         return TrainingArguments(**(values | changes))
 
 
-def load_experiment(path: str | Path) -> Experiment:
-    """Read an experiment. Nothing is loaded but the file.
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment, with `key=value` in place of what it says. Nothing is loaded but the file.
 
     Raises:
         RecipeError: if the file is missing, is not YAML, or a setting is not valid; names the setting.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: an experiment is a mapping of settings, this is a {type(values).__name__}")
-    try:
-        return Experiment.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "experiment"
-        raise RecipeError(f"{path}: {where}: {first['msg']} (given: {str(first.get('input'))[:60]})") from error
+    return load_settings(path, Experiment, "an experiment", overrides)
 
 
 def run_experiment(

@@ -54,7 +54,6 @@ class Progress:
     probe_accuracy: float = 0.0
     unknown_confidence: float = 0.0
     moved: float = 0.0
-    contraction: float = 0.0
     lost: float = 0.0
     lost_old: float = 0.0
     mean_age: float = 0.0
@@ -215,19 +214,13 @@ class Trainer:
         right: list[float] = []
         old: list[float] = []
         text_start = self.model.memory_config.num_memory_tokens
-        disturbed = rng.randrange(stage.num_segments) if stage.contract else None
-        for index in range(stage.num_segments):
+        for _ in range(stage.num_segments):
             taken = [lane.take() for lane in lanes]
             lengths = torch.tensor([len(ids) for ids in taken])
             width = int(lengths.max())
             segment = Segment(torch.tensor([ids + [0] * (width - len(ids)) for ids in taken]), lengths)
             before = state.memory.detach()
-            noisy = self._disturbed(stage, segment, state, rng) if index == disturbed else None
             state = self.model.step(segment, state)[1]
-            if noisy is not None:
-                ratio = (noisy[0] - state.memory.detach()).pow(2).mean() / noisy[1]
-                kept = kept + stage.contract * ratio
-                self.progress.contraction = _average(self.progress.contraction, float(ratio.detach()))
             quiet = torch.tensor([lane.quiet and bool(lane.known) for lane in lanes])
             if stage.keep and bool(quiet.any()):
                 moved = (state.memory[quiet] - before[quiet]).pow(2).mean()
@@ -264,18 +257,6 @@ class Trainer:
         if old:
             self.progress.accuracy_old = _average(self.progress.accuracy_old, sum(old) / len(old), counted)
         return state
-
-    def _disturbed(
-        self, stage: Stage, segment: Segment, state: MemoryState, rng: random.Random
-    ) -> tuple[Tensor, float]:
-        """The memory after the segment if there was noise on it before; the variance of that noise."""
-        low, high = stage.contract_noise
-        deviation = math.exp(rng.uniform(math.log(low), math.log(high)))
-        memory = state.memory.detach()
-        noisy = state.folded(
-            {"memory": memory + deviation * torch.randn_like(memory)}, torch.zeros(len(memory), dtype=torch.bool)
-        )
-        return self.model.step(segment, noisy)[1].memory, deviation**2
 
     def _draw_questions(self, lanes: list[Lane], rng: random.Random, *, ask_unknown: bool) -> list[tuple[int, str]]:
         asked: list[tuple[int, str]] = []

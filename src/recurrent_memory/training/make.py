@@ -22,12 +22,6 @@ from .noise import load_noise
 from .recipe import Recipe
 from .tokenizer import train_tokenizer
 
-# What writes into the residual stream, by the names of GPT-NeoX, GPT-2, Llama and OPT.
-_RESIDUAL_WEIGHTS = (
-    "attention.dense.weight", "mlp.dense_4h_to_h.weight", "c_proj.weight",
-    "o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight",
-)  # fmt: skip
-
 
 def make(
     recipe: Recipe, *, resume: bool = False, report: Callable[[dict[str, Any]], None] | None = None
@@ -99,10 +93,6 @@ def _new_model(recipe: Recipe, tokenizer: Any) -> RecurrentMemoryModel:
             f"backbone: is not a configuration of a transformers model ({error}); name its model_type"
         ) from error
     backbone = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for name, parameter in backbone.named_parameters():
-            if name.endswith(_RESIDUAL_WEIGHTS):
-                parameter.mul_(recipe.residual_scale)
     return RecurrentMemoryModel.from_backbone(backbone, MemoryConfig.from_dict(recipe.memory))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..hub import hub_rows
 
 TEXT_SUFFIXES = frozenset(
     {
@@ -90,22 +91,14 @@ def _from_path(path: Path, max_chars: int, seed: int) -> list[str]:
 
 
 def _from_hub(name: str, max_chars: int) -> list[str]:
-    try:
-        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise InputError(f"noise {name}: no such path; to load it from the hub, `pip install datasets`") from error
-    try:
-        rows = load_dataset(name, split="train", streaming=True)
-        documents: list[str] = []
-        total = 0
-        for row in rows:
-            if len(row["text"]) >= MIN_DOCUMENT_CHARS:
-                documents.append(row["text"][: max_chars - total])
-                total += len(documents[-1])
-            if total >= max_chars:
-                break
-        return documents
-    except Exception as error:
-        raise InputError(
-            f"noise {name}: no such path, and not loadable from the hub ({str(error).splitlines()[0]})"
-        ) from error
+    documents: list[str] = []
+    total = 0
+    for row in hub_rows("noise", name, split="train", streaming=True):
+        if "text" not in row:
+            raise InputError(f"noise {name}: has no column `text` (it has {', '.join(row)}); give another dataset")
+        if len(row["text"]) >= MIN_DOCUMENT_CHARS:
+            documents.append(row["text"][: max_chars - total])
+            total += len(documents[-1])
+        if total >= max_chars:
+            break
+    return documents

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from ..errors import RecipeError
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from .settings import Strict, load_settings
 
 
-class TokenizerRecipe(_Strict):
+class TokenizerRecipe(Strict):
     """A lossless byte-level BPE vocabulary, trained on the noise and the task's own sentences."""
 
     vocab_size: int = Field(4096, ge=300)
     training_chars: int = Field(20_000_000, gt=0)
 
 
-class Stage(_Strict):
+class Stage(Strict):
     """One step of the curriculum. It ends at its target accuracy, its step limit, or its time limit.
 
     Args:
@@ -45,10 +41,6 @@ class Stage(_Strict):
         binding: Weight of the binding probe's loss.
         unknown: Weight of questions about people who have not been heard of; their target is every place alike.
         keep: Weight of the loss that asks for the same memory after a segment with no fact in it.
-        contract: Weight of the loss that asks for nearly the same memory after a segment that is read twice, once with
-            noise added to the memory before it: the mean squared difference after, divided by the one before. Below 1,
-            what disturbs a memory is forgotten, so that errors do not add up.
-        contract_noise: The smallest and the largest standard deviation of that noise, drawn log-uniformly.
         max_minutes: A time limit, for the last stage.
     """
 
@@ -68,12 +60,10 @@ class Stage(_Strict):
     binding: float = 0.0
     unknown: float = 0.3
     keep: float = 0.0
-    contract: float = 0.0
-    contract_noise: tuple[float, float] = (0.05, 0.5)
     max_minutes: float | None = None
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A recipe.
 
     Args:
@@ -81,8 +71,6 @@ class Recipe(_Strict):
         expected: The result, the time and the cost to expect, in words.
         seed: Of everything that is drawn.
         backbone: The configuration of a transformers causal language model, `model_type` included.
-        residual_scale: Factor on the initial weights that write into the residual stream. Below 1 the write block begins
-            nearly as a copy of the read block, so that a memory is kept before anything is learned.
         memory: The settings of `MemoryConfig`.
         tokenizer: The vocabulary.
         noise: Folders, files or hub ids of texts to hide facts in.
@@ -100,10 +88,9 @@ class Recipe(_Strict):
     expected: str
     seed: int = 0
     backbone: dict[str, Any]
-    residual_scale: float = Field(1.0, gt=0)
     memory: dict[str, Any]
     tokenizer: TokenizerRecipe = Field(default_factory=TokenizerRecipe.model_construct)
-    noise: list[str] = []
+    noise: list[str] = Field(default_factory=list[str])
     noise_chars: int = Field(80_000_000, gt=0)
     stages: list[Stage] = Field(min_length=1)
     questions: int = Field(2, ge=1)
@@ -119,41 +106,10 @@ class Recipe(_Strict):
         return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, with `key=value` or `stages.0.lanes=16` in place of what it says.
 
     Raises:
         RecipeError: if the file is missing, is not YAML, or a setting is not valid; names the setting.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a recipe, such as recipes/small.yaml"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of settings, this is a {type(values).__name__}")
-    for override in overrides or []:
-        _apply(values, override)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "recipe"
-        raise RecipeError(f"{path}: {where}: {first['msg']} (given: {str(first.get('input'))[:60]})") from error
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"{override!r} is not key=value; for example noise=path/to/texts or seed=1")
-    *parents, last = key.split(".")
-    target: Any = values
-    try:
-        for parent in parents:
-            target = target[int(parent)] if isinstance(target, list) else target[parent]
-        target[int(last) if isinstance(target, list) else last] = yaml.safe_load(text)
-    except (KeyError, IndexError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{override!r}: the recipe has no such setting, or the value is not valid") from error
+    return load_settings(path, Recipe, "a recipe", overrides)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ...hub import hub_rows
 from ..base import Placement, Sample
 
 _LINE = re.compile(r"(\d+) (\S.*)")
@@ -136,17 +137,15 @@ def _span(index_of: Mapping[int, int]) -> str:
 
 
 def _from_hub(name: str, source: str, split: str) -> tuple[Sample, ...]:
+    # The dataset itself is a script, which today's `datasets` does not run; the hub keeps its rows as parquet.
+    rows = list(hub_rows("source", source, f"en-10k-{name}", split=split, revision="refs/convert/parquet"))
     try:
-        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise InputError(f"source {source}: no such path; to load it from the hub, `pip install datasets`") from error
-    try:
-        # The dataset itself is a script, which today's `datasets` does not run; the hub keeps its rows as parquet.
-        rows: Any = load_dataset(source, f"en-10k-{name}", split=split, revision="refs/convert/parquet")
         lines = [line for row in rows for line in _lines(row["story"])]
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"source {source}: no such path, and not loadable from the hub ({reason})") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"source {source}: its rows have not the columns of facebook/babi_qa ({type(error).__name__}: {error}); "
+            "give that, or a folder with bAbI files"
+        ) from error
     return parse_babi(f"{source} {name} {split}", lines)
 
 

@@ -1,0 +1,215 @@
+"""A text cut into segments, and the segments folded into a memory: the one idea, without heads and labels.
+
+`step` is the function; `fold`, `read` and what `forward` uses are it in loops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .backbones.base import Backbone
+from .backbones.families import family_named
+from .config import MemoryConfig
+from .configuration import RecurrentMemoryConfig
+from .errors import InputError, StateError, StateModelMismatchError
+from .fingerprint import Fingerprint, is_same_model
+from .memories.base import Memory
+from .modeling_output import StepOutput
+from .segments import Aligned, Segment, align, check_ids, check_mask, join, num_folded, rest_of, window
+from .state import MemoryState
+
+
+class ReadsInSegments(PreTrainedModel):
+    """A model with a backbone and a memory, that reads texts of any length. The state goes in and comes out."""
+
+    config: RecurrentMemoryConfig
+    backbone: PreTrainedModel
+    memory: Memory
+    memory_config: MemoryConfig
+    _fingerprint: Fingerprint
+
+    @property
+    def view(self) -> Backbone:
+        """The backbone, as a memory sees it."""
+        return family_named(self.config.family or "").build(self.backbone, self.config.special_ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights; the same under dtype, device and adapter merging. States record it."""
+        return self._fingerprint.now()()
+
+    def initial_state(self, batch_size: int = 1) -> MemoryState:
+        """The state before any text.
+
+        Raises:
+            StateError: if `batch_size` is not a positive int.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise StateError(f"batch_size={batch_size!r} must be an int of at least 1")
+        device = self.view.embedding.weight.device
+        zeros = torch.zeros(batch_size, dtype=torch.long, device=device)
+        return MemoryState(
+            tensors=self.memory.initial(batch_size),
+            tokens_read=zeros,
+            segments_folded=zeros,
+            pending=torch.zeros(batch_size, 0, dtype=torch.long, device=device),
+            pending_lengths=zeros,
+            memory_config=self.memory_config,
+            fingerprint_source=self._fingerprint.now(),
+        )
+
+    def check_state(self, state: MemoryState, where: str = "memory_state") -> None:
+        """Refuse a state that this model did not write.
+
+        Raises:
+            StateModelMismatchError: if the settings or the weights differ.
+        """
+        if state.memory_config != self.memory_config:
+            raise StateModelMismatchError(
+                f"{where}: has the memory settings {state.memory_config}, the model {self.memory_config}; use the model that wrote it"
+            )
+        if not is_same_model(state.fingerprint_source, self._fingerprint.now()):
+            raise StateModelMismatchError(
+                f"{where}: was written by a model with fingerprint {state.fingerprint}, this one has {self.fingerprint}; "
+                "use the model that wrote it, or read the text again"
+            )
+
+    def _going_on(self, state: MemoryState) -> MemoryState:
+        self.check_state(state)
+        return replace(state, fingerprint_source=self._fingerprint.going_on(state.fingerprint_source))
+
+    def step(
+        self, segment: Segment | Int[Tensor, "B T"], state: MemoryState, *, return_logits: bool = False
+    ) -> tuple[StepOutput, MemoryState]:
+        """Read one segment and fold it into the memory.
+
+        Args:
+            segment: 1…S tokens for every row; a `[B, T]` tensor where all rows are equally long. Rows of length 0 keep
+                their memory.
+            state: A state with nothing pending.
+            return_logits: Whether to run the head at the text positions.
+
+        Raises:
+            StateError: if something is pending: `fold` it first.
+            InputError: if the segment is longer than S or the batch sizes differ.
+        """
+        if not isinstance(segment, Segment):
+            segment = Segment.full(check_ids(segment, self.view.vocab_size))
+        if bool(state.pending_lengths.any()):
+            raise StateError("step takes a state with nothing pending; call model.fold(state) first")
+        if segment.input_ids.shape[0] != state.batch_size:
+            raise InputError(
+                f"the segment has {segment.input_ids.shape[0]} rows, the state {state.batch_size}; they must be equal"
+            )
+        if segment.input_ids.shape[1] > self.memory_config.segment_length:
+            raise InputError(
+                f"the segment has {segment.input_ids.shape[1]} tokens, more than segment_length={self.memory_config.segment_length}; "
+                "use read or forward, which cut the text"
+            )
+        hidden, folded = self.fold_segment(segment, self._going_on(state))
+        folded = folded.advanced(segment.lengths)
+        logits = self._head_at_all(hidden) if return_logits else None
+        return StepOutput(last_hidden_state=hidden, logits=logits), folded
+
+    def _head_at_all(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+        batch, width = hidden.shape[:2]
+        return self.view.head(hidden.reshape(batch * width, -1)).reshape(batch, width, -1)
+
+    def fold_segment(self, segment: Segment, state: MemoryState) -> tuple[Float[Tensor, "B T D"], MemoryState]:
+        """Fold a segment into the rows that have one; counters of tokens stay, those of segments move."""
+        view = self.view
+        active = segment.lengths > 0
+        if bool(active.all()):
+            hidden, tensors = self.memory.fold(view, segment, state.tensors)
+            return hidden, state.folded(tensors, active)
+        rows = active.nonzero()[:, 0]
+        hidden = torch.zeros(
+            *segment.input_ids.shape, view.embedding_width, dtype=self.dtype, device=segment.input_ids.device
+        )
+        if not rows.numel():
+            return hidden, state
+        part = segment.rows(rows)
+        some, new = self.memory.fold(view, part, {name: t[rows] for name, t in state.tensors.items()})
+        hidden = hidden.to(some.dtype).index_copy(
+            0, rows, torch.nn.functional.pad(some, (0, 0, 0, hidden.shape[1] - some.shape[1]))
+        )
+        tensors = {name: t.index_copy(0, rows, new[name].to(t.dtype)) for name, t in state.tensors.items()}
+        return hidden, state.folded(tensors, active)
+
+    def fold(self, state: MemoryState) -> MemoryState:
+        """Fold what is pending, a partial segment too. Rows with nothing pending stay as they are."""
+        if not bool(state.pending_lengths.any()):
+            return state
+        state = self._going_on(state)
+        segment = Segment(state.pending[:, : int(state.pending_lengths.max())], state.pending_lengths)
+        return self.fold_segment(segment, state)[1].with_pending(
+            state.pending[:, :0], torch.zeros_like(state.pending_lengths)
+        )
+
+    def new_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None, state: MemoryState | None
+    ) -> tuple[Aligned, Segment, MemoryState]:
+        """The new tokens aligned left, the whole text to read (pending, then new), and the state to go on from."""
+        view = self.view
+        input_ids = check_ids(input_ids, view.vocab_size).to(view.embedding.weight.device)
+        keep = check_mask(attention_mask, input_ids)
+        if view.strips_special_tokens:
+            keep = keep & ~torch.isin(input_ids, torch.tensor(view.special_ids(), device=input_ids.device))
+        if state is None:
+            state = self.initial_state(input_ids.shape[0])
+        state = self._going_on(state)
+        if state.batch_size != input_ids.shape[0]:
+            raise InputError(
+                f"input_ids has {input_ids.shape[0]} rows, memory_state {state.batch_size}; they must be equal"
+            )
+        new = align(input_ids, keep)
+        return new, join(state.pending, state.pending_lengths, new.input_ids, new.lengths), state
+
+    @torch.no_grad()
+    def read(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Tensor | None = None,
+        memory_state: MemoryState | None = None,
+    ) -> MemoryState:
+        """Read text into the memory. Runs no head, keeps no more than a segment; no gradients.
+
+        Args:
+            input_ids: `[B, T]` of any length.
+            attention_mask: `[B, T]`, 0 at padding, on either side.
+            memory_state: The state to go on from.
+
+        Returns:
+            The state after the text. 1…S tokens are pending (0 only before any text).
+
+        Raises:
+            InputError: if ids are out of the vocabulary, or shapes do not agree.
+            StateModelMismatchError: if another model wrote the state.
+        """
+        new, text, state = self.new_text(input_ids, attention_mask, memory_state)
+        return self.fold_full(text, state).advanced(new.lengths).detach()
+
+    def fold_full(self, text: Segment, state: MemoryState) -> MemoryState:
+        """Fold every full segment of a text that another token follows; the rest becomes pending."""
+        length = self.memory_config.segment_length
+        folds = num_folded(text.lengths, length)
+        first, last = (int(folds.min()), int(folds.max())) if folds.numel() else (0, 0)
+        state = self._fold_in_all_rows(text, first, state)
+        for index in range(first, last):
+            segment = window(text, index * length, length)
+            state = self.fold_segment(Segment(segment.input_ids, segment.lengths * (index < folds)), state)[1]
+        return state.with_pending(*rest_of(text, folds * length))
+
+    def _fold_in_all_rows(self, text: Segment, count: int, state: MemoryState) -> MemoryState:
+        """`fold_segment` for the first segments of a text that are full in every row, without looking at each."""
+        length, view, tensors = self.memory_config.segment_length, self.view, state.tensors
+        lengths = torch.full_like(text.lengths, length)
+        for index in range(count):
+            ids = text.input_ids[:, index * length : (index + 1) * length]
+            _, tensors = self.memory.fold(view, Segment(ids, lengths, is_full=True), tensors)
+        return state.folded(tensors, torch.full_like(lengths, count)) if count else state

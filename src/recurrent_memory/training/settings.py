@@ -1,0 +1,67 @@
+"""Settings from a YAML file and from `key=value`, validated before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import RecipeError
+
+
+class Strict(BaseModel):
+    """Settings that cannot be changed, and of which none is unknown."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=Strict)
+
+
+def load_settings(path: str | Path, kind: type[SettingsT], what: str, overrides: Sequence[str] = ()) -> SettingsT:
+    """Read settings. Nothing is loaded but the file.
+
+    Args:
+        path: The file.
+        kind: What to read.
+        what: Its name with an article, for errors.
+        overrides: `key=value` in place of what the file says; a key may go into a mapping or a list: `stages.0.lanes=16`.
+
+    Raises:
+        RecipeError: if the file is missing, is not YAML, or a setting is not valid; names the setting.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a YAML file, such as recipes/small.yaml"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: {what} is a mapping of settings, this is a {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or what.split()[-1]
+        raise RecipeError(f"{path}: {where}: {first['msg']} (given: {str(first.get('input'))[:60]})") from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{override!r} is not key=value; for example noise=path/to/texts or seed=1")
+    *parents, last = key.split(".")
+    target: Any = values
+    try:
+        for parent in parents:
+            target = target[int(parent)] if isinstance(target, list) else target[parent]
+        target[int(last) if isinstance(target, list) else last] = yaml.safe_load(text)
+    except (KeyError, IndexError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{override!r}: the recipe has no such setting, or the value is not valid") from error
