@@ -166,3 +166,30 @@ def rest_of(text: Segment, starts: Int[Tensor, " B"]) -> tuple[Int[Tensor, "B P"
         return text.input_ids[:, :0], lengths
     positions = starts[:, None] + torch.arange(width, device=starts.device)
     return text.input_ids.gather(1, positions.clamp(max=text.input_ids.shape[1] - 1)), lengths
+
+
+def break_at(text: Segment, breaks: Int[Tensor, " B"], segment_length: int) -> tuple[Segment, Int[Tensor, "B T"]]:
+    """Have each row's tokens from its break on begin a segment; what is left of the one before stays empty.
+
+    Args:
+        text: Whole rows.
+        breaks: Where each row is broken, 0…its length; at a multiple of `segment_length`, or at an end, nothing moves.
+        segment_length: S.
+
+    Returns:
+        The rows with the empty places in them, counted in their lengths, and for each place the column of `text` that it
+        came from, -1: it is empty, or past the end.
+
+    Example:
+        >>> rows, columns = break_at(Segment.full(torch.tensor([[1, 2, 3, 4]])), torch.tensor([3]), 4)
+        >>> rows.input_ids.tolist(), columns.tolist()
+        ([[1, 2, 3, 0, 4]], [[0, 1, 2, -1, 3]])
+    """
+    gaps = torch.where(breaks < text.lengths, -breaks % segment_length, 0)
+    lengths = text.lengths + gaps
+    width = int(lengths.max()) if lengths.numel() else 0
+    places = torch.arange(width, device=breaks.device)
+    columns = torch.where(places < breaks[:, None], places, places - gaps[:, None])
+    empty = (places >= breaks[:, None]) & (places < (breaks + gaps)[:, None]) | (places >= lengths[:, None])
+    columns = columns.masked_fill(empty, -1)
+    return Segment(text.input_ids.gather(1, columns.clamp(min=0)).masked_fill(empty, 0), lengths), columns

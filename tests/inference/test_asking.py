@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,6 +223,42 @@ def test_an_encoder_is_not_asked() -> None:
     encoder = RecurrentMemoryModel.from_backbone(BertForMaskedLM(config).eval(), memory, cls_token_id=1, sep_token_id=2)
     with pytest.raises(GenerationError, match="a model of the family 'encoder' is not asked in words"):
         ask(encoder, tiny_tokenizer(), encoder.initial_state(), ["Where?"])
+
+
+def test_a_classifier_answers_with_the_name_of_the_likeliest_class(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from recurrent_memory import MemoryConfig
+
+    torch.manual_seed(0)
+    names = {0: "garden", 1: "kitchen", 2: "office"}
+    config = BertConfig(
+        vocab_size=320,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        initializer_range=0.5,
+        id2label=names,
+        label2id={name: number for number, name in names.items()},
+    )
+    memory = MemoryConfig(num_memory_tokens=2, segment_length=8)
+    made = RecurrentMemoryModel.from_backbone(
+        BertForSequenceClassification(config).eval().double(), memory, cls_token_id=1, sep_token_id=2
+    )
+    made.save_pretrained(tmp_path)
+    classifier = RecurrentMemoryModel.from_pretrained(tmp_path).eval()
+    texts = [tiny_tokenizer()(prose(3, seed), return_tensors="pt").input_ids[:, :21] for seed in range(6)]
+    state = MemoryState.cat([classifier.read(ids).trimmed() for ids in texts])
+    answers = ask(classifier, tiny_tokenizer(), state, ["Where is Mary?", *["Where?"] * 5])
+    for row, answer in enumerate(answers):
+        question = tiny_tokenizer()(answer.question, return_tensors="pt").input_ids
+        folded = classifier.fold(classifier.read(texts[row]))
+        chances = classifier(question, memory_state=folded).logits.detach().softmax(-1)[0]
+        assert answer.text == names[int(chances.argmax())]
+        assert answer.probability == pytest.approx(float(chances.max()), abs=1e-6)
+        assert answer.token_ids == ()
+    assert len({round(answer.probability, 4) for answer in answers}) == len(answers)
 
 
 def test_ids_stay_tensors_on_the_models_device(model: RecurrentMemoryModel, monkeypatch: pytest.MonkeyPatch) -> None:

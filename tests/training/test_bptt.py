@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from contract.backbones import BACKBONES, DECODERS, ENCODERS, SEQ2SEQ, VOCAB, M, S, Tiny
-from contract.cases import assert_close, backbone_of, batch, batch_labels, gradients, labels_of, model_of, text_of
+from contract.cases import (
+    assert_close,
+    assert_same_state,
+    backbone_of,
+    batch,
+    batch_labels,
+    gradients,
+    labels_of,
+    model_of,
+    text_of,
+)
 from recurrent_memory import MemoryConfig, RecurrentMemoryModel
 from recurrent_memory.errors import ConfigError, InputError
 from recurrent_memory.memories.reference import IGNORE
@@ -69,6 +79,66 @@ def test_loss_and_gradients_are_those_of_the_whole_graph(tiny: Tiny, method: Bac
     for name in ("tokens_read", "segments_folded", "pending", "pending_lengths"):
         assert torch.equal(getattr(outcome.memory_state, name), getattr(output.memory_state, name)), name
     assert_close(outcome.memory_state.memory, output.memory_state.memory, tolerance, "memory")
+
+
+WITH_QUESTIONS = ((2 * S + 3, 3), (1, S + 2), (2 * S, S), (0, 4), (S + 1, 0))  # tokens of a text, and of its question
+
+
+def asked_after_folding(
+    tiny: Tiny, model: RecurrentMemoryModel, text: list[int], question: list[int], label: Any
+) -> Any:
+    """The sum of the losses of a text that is read, then folded, then followed by its question."""
+    per_token = not (tiny.is_classifier or tiny.is_seq2seq)
+    state, total = model.initial_state(1), torch.zeros((), dtype=torch.float64)
+    for part, is_last in ((text, not question), (question, True)):
+        if not part:
+            continue
+        labels = None
+        if per_token:
+            labels = torch.tensor([label[: len(text)] if part is text else label[len(text) :]])
+        elif is_last:
+            labels = torch.tensor([label])
+        output = model(torch.tensor([part]), labels=labels, memory_state=state, num_items_in_batch=1)
+        total = total if labels is None else total + output.loss
+        state = output.memory_state if is_last else model.fold(output.memory_state)
+    return total, state
+
+
+@every_backbone
+@every_kind
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_question_begins_a_segment_of_its_own(tiny: Tiny, method: Backpropagation, side: str) -> None:
+    model = model_of(tiny)
+    rows = [text_of(tiny, sum(lengths), row) for row, lengths in enumerate(WITH_QUESTIONS)]
+    labels = labels_of(tiny, rows)
+    if not (tiny.is_classifier or tiny.is_seq2seq):
+        for label, (length, _) in zip(labels, WITH_QUESTIONS, strict=True):
+            label[length : length + 1] = [IGNORE] * len(label[length : length + 1])  # the text does not predict it
+    alone = [
+        asked_after_folding(tiny, model, row[:length], row[length:], label)
+        for row, label, (length, _) in zip(rows, labels, WITH_QUESTIONS, strict=True)
+    ]
+    slow = sum(loss for loss, _ in alone) / torch.tensor(7.0, dtype=torch.float64)
+    ids, mask = batch(rows, side)
+    lengths = torch.tensor([length for length, _ in WITH_QUESTIONS])
+    given = (ids, batch_labels(tiny, labels, side), mask, None, lengths)
+    outcome, actual = taken(model, lambda model: backpropagate(model, *given, method=method, num_items_in_batch=7))
+    tolerance = TOLERANCE if tiny.exact else tiny.tolerance
+    assert_close(outcome.loss, slow, tolerance, "loss")
+    for name, gradient in gradients(model, slow).items():
+        assert_close(actual[name], gradient, tolerance, f"gradient of {name}")
+    for row, (_, state) in enumerate(alone):
+        assert_same_state(outcome.memory_state.index(row).trimmed(), state.detach().trimmed(), tolerance)
+    measured = measure(model, *given, num_items_in_batch=7)
+    assert_close(measured.loss, slow, tolerance, "measured loss")
+
+
+def test_text_lengths_that_do_not_fit_are_named() -> None:
+    model = model_of(DECODERS[0])
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    for lengths in ([5, 6], [5], [-1, 2]):
+        with pytest.raises(InputError, match=r"text_lengths=.* must be one for each row, 0 to its length \(\[5, 5\]\)"):
+            backpropagate(model, ids, ids, text_lengths=torch.tensor(lengths), method=Backpropagation())
 
 
 @every_backbone

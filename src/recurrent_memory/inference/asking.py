@@ -49,11 +49,12 @@ def ask(
 ) -> list[Answer]:
     """Ask a memory, all questions at once.
 
-    What is pending is folded first; the questions change nothing in the state. The answers are decoded greedily over
-    the full vocabulary, until the model ends the text or the line.
+    What is pending is folded first; the questions change nothing in the state. A decoder's answers are decoded greedily
+    over the full vocabulary, until the model ends the text or the line. An encoder that classifies answers with the name
+    of the likeliest class.
 
     Args:
-        model: The decoder that wrote the state.
+        model: The decoder, or the classifier, that wrote the state.
         tokenizer: Its tokenizer.
         state: What was read. Of one row: it is asked every question. Of several: there is one question for all rows, or one for
             each.
@@ -65,14 +66,15 @@ def ask(
 
     Raises:
         InputError: if a question is empty or longer than a segment, or the numbers of rows and questions do not fit.
-        GenerationError: if the model does not write text.
+        GenerationError: if the model neither writes text nor classifies.
         StateModelMismatchError: if another model wrote the state.
 
     Example:
         >>> ask(model, tokenizer, state, ["Where is Mary?"])[0].text
         'garden'
     """
-    if isinstance(model.view, EncoderBackbone | Seq2SeqBackbone):
+    classifies = isinstance(model.view, EncoderBackbone) and model.view.classifies
+    if isinstance(model.view, EncoderBackbone | Seq2SeqBackbone) and not classifies:
         raise GenerationError(
             f"a model of the family {model.view.family!r} is not asked in words; use forward for its task, or a decoder"
         )
@@ -87,12 +89,28 @@ def ask(
         return []
     with evaluating(model):
         folded = fold(model, state).index(rows)
+        if classifies:
+            return _classify(model, folded, [questions[text] for text in texts], [ids[text] for text in texts])
         decoded = _decode(
             model, folded, [ids[text] for text in texts], _Endings(tokenizer, eos_ids(model, tokenizer)), max_new_tokens
         )
     return [
         Answer(questions[text], _text_of(tokenizer, tokens), probability, tuple(tokens))
         for text, (tokens, probability) in zip(texts, decoded, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _classify(
+    model: RecurrentMemoryModel, state: MemoryState, questions: list[str], ids: list[list[int]]
+) -> list[Answer]:
+    input_ids, mask = _left_padded(ids, model.device)
+    logits = model(input_ids=input_ids, attention_mask=mask, memory_state=state).logits
+    best, classes = _best(logits)
+    names: dict[int, str] = model.backbone.config.id2label or {}
+    return [
+        Answer(question, names.get(number, str(number)), float(log_probability.exp()), ())
+        for question, number, log_probability in zip(questions, classes.tolist(), best, strict=True)
     ]
 
 

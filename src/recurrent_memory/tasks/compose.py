@@ -23,10 +23,10 @@ from .pieces import Block, PieceEncoder, cut_pieces
 Boundary = Literal["sentence", "word"]
 
 _PIECE_CHARS = 8192
-_SENTENCE_REACH_CHARS = 1000
+SENTENCE_REACH_CHARS = 1000
 _SLACK_TOKENS = 4  # a fact may take a token more between other words, and the last place may be a word further on
 
-_SENTENCE_END = re.compile(r"""[.!?…]["'”’»)\]]*(?=\s)|\S(?=\s*\n\s*\n)""")
+SENTENCE_END = re.compile(r"""[.!?…]["'”’»)\]]*(?=\s)|\S(?=\s*\n\s*\n)""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +173,14 @@ class ComposedStream:
     def _places(self, plain: Block, tokens: list[int], budget: int) -> list[int]:
         """Characters of a piece: the end of the sentence that a token is in, or else of its word."""
         text = plain.text
-        sentence_ends = [match.end() for match in _SENTENCE_END.finditer(text)] if self.boundary == "sentence" else []
+        sentence_ends = [match.end() for match in SENTENCE_END.finditer(text)] if self.boundary == "sentence" else []
         limit = plain.starts[budget] if budget < len(plain.starts) else len(text)
         places: list[int] = []
         for token in tokens:
             position = plain.starts[token]
             found = bisect_left(sentence_ends, position)
             place = sentence_ends[found] if found < len(sentence_ends) else len(text) + 1
-            places.append(place if place <= min(position + _SENTENCE_REACH_CHARS, limit) else position)
+            places.append(place if place <= min(position + SENTENCE_REACH_CHARS, limit) else position)
         return places
 
 

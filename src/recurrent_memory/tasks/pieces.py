@@ -119,6 +119,12 @@ class PieceEncoder:
         """How many tokens a text of its own has."""
         return len(self._backend.encode(text, add_special_tokens=False).ids)
 
+    def alone(self, text: str) -> Block:
+        """A text of its own."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        starts, ends = (list(side) for side in zip(*encoding.offsets, strict=True)) if encoding.ids else ([], [])
+        return Block(text, encoding.ids, starts, ends)
+
     def encode(self, text: str) -> Block:
         """Tokenize a piece as what follows on the pieces that were accepted.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -25,10 +25,12 @@ class Example(TypedDict):
         input_ids: Token ids.
         labels: Decoders and masked LM: one for each token, -100 where there is no loss (not shifted; the model does that).
             Classification: the class. Encoder–decoders: what the decoder is to write.
+        text_length: Tokens before the question, which begins a segment of its own; without it, there is no question.
     """
 
     input_ids: list[int]
     labels: list[int] | int
+    text_length: NotRequired[int]
 
 
 class SegmentedExamples(Protocol):
@@ -88,6 +90,8 @@ def held_out(examples: SegmentedExamples, seed: int, num_segments: int, index: i
 def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
     """Examples as a batch, padded on the right: `input_ids` and `attention_mask` `[B, T]`, `labels` `[B]` or `[B, T_out]`.
 
+    `text_lengths` `[B]` is there if an example has a question.
+
     Raises:
         InputError: if some labels are classes and some are lists.
     """
@@ -98,7 +102,11 @@ def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
     if classes and lists:
         raise InputError("labels are an int in some examples of a batch and a list in others; a task gives one of them")
     labels = torch.tensor(classes) if classes else _padded(lists, IGNORE)[0]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    if any("text_length" in example for example in examples):
+        lengths = [example.get("text_length", len(example["input_ids"])) for example in examples]
+        batch["text_lengths"] = torch.tensor(lengths)
+    return batch
 
 
 def _padded(rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from ..backbones.seq2seq import Seq2SeqBackbone
 from ..errors import InputError
 from ..forward import IGNORE, at_least_float32, read_segment, targets_of
 from ..model import RecurrentMemoryModel
-from ..segments import Segment, num_folded, rest_of, window
+from ..segments import Segment, break_at, num_folded, rest_of
 from ..state import MemoryState
 
 
@@ -46,6 +46,9 @@ class Unrolling:
     first of the next. Rows may differ in length; a row that has ended keeps its memory. Classifiers and encoder–decoders
     predict in the last segment of each row.
 
+    With `text_lengths`, what comes after so many tokens of a row (the question) begins a segment of its own, whatever is
+    left of the one before: as `fold` before a question does it.
+
     Args:
         model: The model.
         input_ids: `[B, T]`.
@@ -53,6 +56,7 @@ class Unrolling:
         attention_mask: `[B, T]`, 0 at padding, on either side.
         memory_state: The state to go on from. Gradients end at it.
         num_items_in_batch: What the sum over the labels is divided by; None: by their number, the loss is a mean.
+        text_lengths: `[B]` tokens of each row before its question, what is pending included; None: no row has one.
 
     Raises:
         InputError: if the ids are out of the vocabulary, or shapes do not agree.
@@ -67,11 +71,16 @@ class Unrolling:
         attention_mask: Tensor | None = None,
         memory_state: MemoryState | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        text_lengths: Int[Tensor, " B"] | None = None,
     ) -> None:
         self.model, self.view = model, model.view
         given = memory_state.detach() if memory_state is not None else None
         self.new, self.text, self.start = model.new_text(input_ids, attention_mask, given)
         self.length = model.memory_config.segment_length
+        whole = self.text
+        breaks = whole.lengths if text_lengths is None else self._check_breaks(text_lengths)
+        self.text, columns = break_at(whole, breaks, self.length)
+        self._tokens = columns >= 0
         self.folds = num_folded(self.text.lengths, self.length)
         self.num_segments = int(self.folds.max()) + 1
         self.labels = labels.to(self.text.input_ids.device)
@@ -84,9 +93,9 @@ class Unrolling:
             asking = [(has_label & (self.folds == index)).any() for index in range(self.num_segments)]
         else:
             self.labels = self._check_tokens(self.labels, input_ids)
-            targets = self.targets = targets_of(
-                self.new, self.text, self.start.pending_lengths, self.labels, int(self.view.separate_write_block)
-            )
+            shift = int(self.view.separate_write_block)
+            targets = targets_of(self.new, whole, self.start.pending_lengths, self.labels, shift)
+            targets = self.targets = targets.gather(1, columns.clamp(min=0)).masked_fill(~self._tokens, IGNORE)
             asking = [(self.targets[:, self._span(index)] != IGNORE).any() for index in range(self.num_segments)]
         self.has_loss: list[bool] = torch.stack(asking).tolist()
         self.num_labels = int((targets != IGNORE).sum())
@@ -106,6 +115,20 @@ class Unrolling:
             )
         return labels
 
+    def _check_breaks(self, text_lengths: Tensor) -> Tensor:
+        breaks = text_lengths.to(self.text.lengths.device)
+        if breaks.shape != self.text.lengths.shape or bool(((breaks < 0) | (breaks > self.text.lengths)).any()):
+            raise InputError(
+                f"text_lengths={text_lengths.tolist()} must be one for each row, 0 to its length ({self.text.lengths.tolist()})"
+            )
+        return breaks
+
+    def _segment(self, index: int) -> Segment:
+        span = self._span(index)
+        lengths = self._tokens[:, span].sum(1)
+        width = int(lengths.max()) if lengths.numel() else 0
+        return Segment(self.text.input_ids[:, span][:, :width], lengths)
+
     def _span(self, index: int) -> slice:
         return slice(index * self.length, (index + 1) * self.length)
 
@@ -123,7 +146,7 @@ class Unrolling:
             with_head: Whether the loss is wanted. Where it is not, the head of a language model is not run; all else,
                 which may draw random numbers, is.
         """
-        segment = window(self.text, index * self.length, self.length)
+        segment = self._segment(index)
         state = replace(self.start, tensors=tensors)
         if not self.reads_last:
             return self._predict(index, segment, state, with_head)
@@ -132,7 +155,7 @@ class Unrolling:
         return self._answer(index, segment, tensors, after) if self.has_loss[index] else Cell(after)
 
     def _predict(self, index: int, segment: Segment, state: MemoryState, with_head: bool) -> Cell:
-        target = self.targets[:, self._span(index)]
+        target = self.targets[:, self._span(index)][:, : segment.input_ids.shape[1]]
         needed = target != IGNORE
         hidden, after = read_segment(self.model, segment, index < self.folds, needed.any(1), state)
         if not (with_head and self.has_loss[index]):

@@ -1,0 +1,188 @@
+"""`rmt eval`: how often a model's memory holds what a long text said."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from ..errors import ConfigError
+from .common import Common, Debug, Device, Dtype, Json, Threads
+from .read import stoppable
+
+if TYPE_CHECKING:
+    from ..evaluation.length_run import LengthResult
+
+
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="A model folder, or a hub id; the shipped model if left out."),
+    ] = None,
+    task: Annotated[
+        str, typer.Option("--task", help="memorize, detect, reason, qa1 … qa20, or one of a package.")
+    ] = "detect",
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Of the task, such as source=FOLDER.")
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option("--lengths", help="Tokens of the texts, such as 512,4k,1M.", show_default=False)
+    ] = None,
+    segments: Annotated[
+        str | None, typer.Option("--segments", help="The same in segments of the model.", show_default=False)
+    ] = None,
+    samples: Annotated[
+        str, typer.Option("--samples", help="Texts for each length: one number, or one for each.")
+    ] = "100",
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FOLDER", help="Where answers, table and plot go.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in FOLDER.")] = False,
+    noise: Annotated[
+        str | None,
+        typer.Option("--noise", help="A file, folder or hub id to hide facts in; Python's own library if left out."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            help="Texts of BABILong's sets instead: RMT-team/babilong, or a copy; --lengths names the sets.",
+        ),
+    ] = None,
+    scoring: Annotated[
+        str | None,
+        typer.Option("--scoring", help="exact, or babilong; that of the dataset, else exact.", show_default=False),
+    ] = None,
+    boundary: Annotated[
+        str, typer.Option("--boundary", help="Where facts stand: after a sentence, or a word.")
+    ] = "sentence",
+    lanes: Annotated[int, typer.Option("--lanes", help="Texts read side by side.")] = 32,
+    as_json: Json = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    seed: Annotated[int, typer.Option("--seed", help="Draws samples, places and noise.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Hide the facts of a task in texts of many lengths, read them, ask: accuracy against length.
+
+    Beside each answer stands that of a memory that was reset before the last segment of the text. FOLDER gets a table
+    (accuracy.csv), a plot (accuracy.png), every answer (rows/), and all in one (results.json). What was done is kept:
+    after an interruption the same command with --resume goes on.
+
+    Example: rmt eval models/small --task detect --lengths 1k,16k,256k --samples 50 --out results/detect
+    """
+    common = Common(as_json, device, dtype, threads, seed, debug)
+    if out is None:
+        raise typer.BadParameter("it is missing; name the folder to write", param_hint="--out")
+    from ..evaluation.dataset import evaluate_dataset
+    from ..evaluation.length_run import LengthEvaluation, evaluate_lengths, parse_lengths, samples_for
+    from ..tasks.noise_source import open_noise
+    from ..tasks.registry import load_task
+
+    if (lengths is None) == (segments is None):
+        raise typer.BadParameter("give either of them", param_hint="--lengths / --segments")
+    if scoring not in (None, "exact", "babilong"):
+        raise typer.BadParameter(f"{scoring!r} is neither exact nor babilong", param_hint="--scoring")
+    if dataset is not None:
+        if lengths is None or option or noise is not None:
+            raise typer.BadParameter(
+                "takes --lengths, such as 4k,1M; no --segments, --option, --noise", param_hint="--dataset"
+            )
+        names = [name.strip() for name in lengths.split(",")]
+        with stoppable(), _bar() as tell:
+            loaded, tokenizer = common.load_model(model)
+            result = evaluate_dataset(
+                loaded,
+                tokenizer,
+                task,
+                dataset,
+                names,
+                samples_for(names, parse_lengths(samples)),
+                out,
+                scoring="exact" if scoring == "exact" else "babilong",
+                lanes=lanes,
+                resume=resume,
+                tell=tell,
+            )
+        _show(common, result, out)
+        return
+    loaded_task = load_task(task, **options_of(option or []))
+    numbers = parse_lengths(lengths or segments or "")
+    counts = samples_for(numbers, parse_lengths(samples))
+    with stoppable():
+        loaded, tokenizer = common.load_model(model)
+        if segments is not None:
+            numbers = tuple(number * loaded.memory_config.segment_length for number in numbers)
+        rule = "babilong" if scoring == "babilong" else "exact"
+        plan = LengthEvaluation(task, numbers, counts, seed, lanes, boundary, rule)  # pyright: ignore[reportArgumentType]
+        with _bar() as tell:
+            result = evaluate_lengths(
+                loaded, tokenizer, loaded_task, open_noise(noise), plan, out, resume=resume, tell=tell
+            )
+    _show(common, result, out)
+
+
+def options_of(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` pairs, the values as YAML reads them.
+
+    Raises:
+        ConfigError: if one is not of that form.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"--option {pair!r} is not key=value; give such as source=FOLDER")
+        options[key] = yaml.safe_load(value)
+    return options
+
+
+@contextmanager
+def _bar() -> Generator[Any]:
+    """Told the tokens of texts that are done, and of all: what is shared counts for each text."""
+    from ..inference.reader import showing
+
+    with showing(wanted=True) as progress:
+        yield lambda done, total: progress.update(done, done / total)  # pyright: ignore[reportUnknownLambdaType]
+
+
+def _show(common: Common, result: LengthResult, out: str) -> None:
+    lines = [line.to_dict() for line in result.lines]
+    values = {
+        "lines": lines,
+        "tokens": result.tokens,
+        "elapsed_s": result.elapsed_s,
+        "peak_rss_mb": result.peak_rss_mb,
+        "out": out,
+    }
+    if common.as_json:
+        common.show(values, "")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"Accuracy against length, 95 % Wilson intervals ({Path(out) / 'accuracy.csv'})", title_justify="left"
+    )
+    for name in ("tokens", "segments", "n", "accuracy", "interval", "memory reset", "interval"):
+        table.add_column(name, justify="right")
+    for line in result.lines:
+        if line.by == "length":
+            table.add_row(
+                f"{line.length:,}",
+                f"{line.segments:,}",
+                str(line.n),
+                f"{line.accuracy:.3f}",
+                f"{line.low:.3f}–{line.high:.3f}",
+                f"{line.reset_accuracy:.3f}",
+                f"{line.reset_low:.3f}–{line.reset_high:.3f}",
+            )
+    Console(highlight=False).print(table)
+    typer.echo(
+        f"{result.tokens:,} tokens read in {result.elapsed_s:,.0f} s, at most {result.peak_rss_mb:,.0f} MB of memory"
+    )

@@ -1,0 +1,136 @@
+"""Examples of a task: a text of so many segments with its facts in it, and the question in a segment of its own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import ConfigError
+from ..forward import IGNORE
+from ..tasks.base import Sample, Task
+from ..tasks.compose import Boundary, ComposedStream
+from .examples import Example
+
+Form = Literal["text", "class", "target"]
+"""How a model answers: it writes on (decoders), names a class (classifiers), or has a decoder of its own (T5)."""
+
+_TRIES = 100
+_CHUNK_CHARS = 4096
+
+
+@dataclass(frozen=True)
+class TaskExamples:
+    """Draws examples of tasks; see `SegmentedExamples`.
+
+    The text has S·(n − 1) + 1 … S·n tokens, n being the number of segments asked for; the question comes after it, in a
+    segment of its own, as `ask` puts it.
+
+    Args:
+        tasks: One of them is drawn for each example.
+        noise: Documents of each source; sources are drawn evenly, and a text begins anywhere in a document.
+        tokenizer: The model's.
+        segment_length: S.
+        form: How the model answers.
+        partial: How often the last segment of the text is cut short, 0…1.
+        boundary: Whether a fact may stand after any sentence, or any word.
+
+    Raises:
+        ConfigError: if a classifier is to learn a task with open answers.
+
+    Example:
+        >>> examples = TaskExamples((load_task("detect"),), noise, tokenizer, 64)  # doctest: +SKIP
+        >>> examples.draw(random.Random(0), num_segments=4)["text_length"]  # doctest: +SKIP
+        256
+    """
+
+    tasks: Sequence[Task]
+    noise: Sequence[Sequence[str]]
+    tokenizer: Any
+    segment_length: int
+    form: Form = "text"
+    partial: float = 0.25
+    boundary: Boundary = "sentence"
+    classes: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", answers_of(self.tasks) if self.form == "class" else ())
+
+    def draw(self, rng: random.Random, num_segments: int) -> Example:
+        """An example; what is random in it comes from `rng`.
+
+        Raises:
+            ConfigError: if the facts of a task do not fit into so many segments.
+        """
+        task = self.tasks[rng.randrange(len(self.tasks))]
+        length = self.segment_length * num_segments
+        if rng.random() < self.partial:
+            length -= rng.randrange(self.segment_length)
+        for _ in range(_TRIES):
+            sample = task.draw(rng)
+            try:
+                stream = ComposedStream(
+                    sample,
+                    _noise_from(self.noise, rng),
+                    self.tokenizer,
+                    length,
+                    rng,
+                    placement=task.placement,
+                    boundary=self.boundary,
+                )
+            except ConfigError:  # the facts of this one do not fit
+                length = self.segment_length * num_segments
+                continue
+            return self._example([token for ids in stream for token in ids], sample)
+        raise ConfigError(
+            f"task {task.name!r}: its facts do not fit into {num_segments} segments of {self.segment_length} tokens; "
+            "begin with more segments, or take longer ones"
+        )
+
+    def _example(self, text: list[int], sample: Sample) -> Example:
+        question = self._ids(sample.question)
+        ids = text + question
+        if self.form == "class":
+            return {"input_ids": ids, "labels": self.classes.index(sample.answer), "text_length": len(text)}
+        if self.form == "target":
+            return {"input_ids": ids, "labels": [*self._ids(sample.answer), *self._end()], "text_length": len(text)}
+        answer = [*self._ids(f" {sample.answer}"), *self._end()]
+        labels = [IGNORE] * len(ids) + answer
+        return {"input_ids": ids + answer, "labels": labels, "text_length": len(text)}
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _end(self) -> list[int]:
+        """What ends an answer: the end of the text, or of the line."""
+        end = self.tokenizer.eos_token_id
+        return [end] if end is not None else self._ids("\n")
+
+
+def answers_of(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """All answers of some tasks, each once: the classes of a classifier.
+
+    Raises:
+        ConfigError: if a task has open answers.
+    """
+    names: dict[str, None] = {}
+    for task in tasks:
+        if task.answers is None:
+            raise ConfigError(f"task {task.name!r} has open answers, which no classifier can name; take a decoder")
+        names.update(dict.fromkeys(task.answers))
+    return tuple(names)
+
+
+def _noise_from(noise: Sequence[Sequence[str]], rng: random.Random) -> Iterator[str]:
+    """Text without end, from anywhere in a document, then from anywhere in another."""
+    between = ""
+    while True:
+        documents = noise[rng.randrange(len(noise))]
+        document = documents[rng.randrange(len(documents))]
+        start = rng.randrange(len(document))
+        start = max(document.find(" ", start) + 1, 0)
+        yield between
+        for at in range(start, len(document), _CHUNK_CHARS):
+            yield document[at : at + _CHUNK_CHARS]
+        between = "\n\n"

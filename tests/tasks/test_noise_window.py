@@ -1,0 +1,143 @@
+"""A window on a text gives the tokens of the whole text, and sentences put into it those of the text with them in it."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from recurrent_memory.errors import InputError
+from recurrent_memory.tasks.compose import SENTENCE_END, SENTENCE_REACH_CHARS, Boundary
+from recurrent_memory.tasks.hiding import hide, word_ends
+from recurrent_memory.tasks.library_text import take_text
+from recurrent_memory.tasks.noise_source import open_noise
+from recurrent_memory.tasks.noise_window import NoiseWindow, SampleText
+from tasks.test_compose import MAKERS, tokenizer_of, whole
+
+STEP = 100
+KINDS = sorted(MAKERS)
+TEXT = take_text(60_000)
+FACTS = tuple(f"Mary went to the garden number {number}." for number in range(12))
+
+
+def chunks(text: str) -> Iterator[str]:
+    return (text[at : at + 777] for at in range(0, len(text), 777))
+
+
+def taken(sample: SampleText, window: NoiseWindow, length: int) -> list[int]:
+    ids: list[int] = []
+    for start in range(0, length, STEP):
+        ids += sample.slice(start, min(start + STEP, length)).tolist()
+        window.forget(sample.needs(start + STEP))
+    return ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_window_gives_the_tokens_of_the_whole(kind: str) -> None:
+    window = NoiseWindow(chunks(TEXT), tokenizer_of(kind))
+    expected = whole(kind, TEXT)[:15_000]
+    assert taken(SampleText(window, (), ()), window, len(expected)) == expected
+    assert window.first > 0, "it has forgotten the beginning"
+
+
+@pytest.mark.parametrize("boundary", ["word", "sentence"])
+@pytest.mark.parametrize("num_facts", [1, 3, 12])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_is_the_tokenization_of_its_text(kind: str, num_facts: int, boundary: Boundary) -> None:
+    starts = [start for start, _ in whole_offsets(kind, TEXT)]
+    for seed in range(4):
+        facts, targets, limit, length = drawn(kind, num_facts, seed)
+        window = NoiseWindow(chunks(TEXT), tokenizer_of(kind))
+        sample = SampleText(window, facts, targets, boundary, limit)
+        ids = taken(sample, window, length)
+        places = [place_of(starts[target], starts[limit], boundary) for target in targets]
+        hidden = hide(TEXT, facts, places, random.Random(0))
+        offsets = whole_offsets(kind, hidden.text)
+        assert ids == whole(kind, hidden.text)[:length]
+        for (first, stop), (start, end) in zip(sample.fact_spans, hidden.spans, strict=True):
+            touching = [index for index, (a, b) in enumerate(offsets[:length]) if b > start and a < end]
+            assert (first, stop) == (touching[0], touching[-1] + 1)
+            assert stop <= length
+
+
+def place_of(char: int, limit: int, boundary: Boundary) -> int:
+    """Where a fact belongs, found in the whole text."""
+    ends = [match.end() for match in SENTENCE_END.finditer(TEXT) if match.end() >= char]
+    if boundary == "sentence" and ends and ends[0] <= min(char + SENTENCE_REACH_CHARS, limit):
+        return ends[0]
+    words = word_ends(TEXT)
+    return words[max(0, bisect_right(words, char) - 1)]
+
+
+def drawn(kind: str, num_facts: int, seed: int) -> tuple[tuple[str, ...], list[int], int, int]:
+    rng = random.Random(seed)
+    length, facts = rng.choice([700, 3_000, 9_000]), FACTS[:num_facts]
+    limit = length - sum(len(whole(kind, f" {fact}")) + 4 for fact in facts)
+    return facts, sorted(rng.randrange(limit + 1) for _ in facts), limit, length
+
+
+def whole_offsets(kind: str, text: str) -> list[tuple[int, int]]:
+    tokenizer = Tokenizer.from_str(tokenizer_of(kind).to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer.encode(text, add_special_tokens=False).offsets
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_facts_without_places_begin_the_text(kind: str) -> None:
+    window = NoiseWindow(chunks(TEXT), tokenizer_of(kind))
+    sample = SampleText(window, FACTS[:2], ())
+    assert taken(sample, window, 1_500) == whole(kind, f"{FACTS[0]} {FACTS[1]} {TEXT}")[:1_500]
+    assert sample.first_change == 0
+    assert sample.fact_spans[0][0] == 0
+
+
+def test_before_its_first_change_a_text_is_its_noise() -> None:
+    tokenizer = tokenizer_of("byte level")
+    window = NoiseWindow(chunks(TEXT), tokenizer)
+    sample, plain = SampleText(window, FACTS[:1], [9_000]), SampleText(window, (), ())
+    first = sample.first_change
+    assert 0 < first < 9_000
+    assert sample.slice(0, first).tolist() == plain.slice(0, first).tolist()
+
+
+def test_texts_may_begin_late() -> None:
+    tokenizer, text = tokenizer_of("byte level"), TEXT
+    whole = SampleText(NoiseWindow(chunks(text), tokenizer), FACTS[:2], [5_000, 9_000])
+    late = SampleText(NoiseWindow(chunks(text), tokenizer), FACTS[:2], [5_000, 9_000])
+    expected = whole.slice(0, 12_000)
+    join = late.first_change // STEP * STEP
+    assert [late.slice(at, at + STEP).tolist() for at in range(join, 12_000, STEP)] == [
+        expected[at : at + STEP].tolist() for at in range(join, 12_000, STEP)
+    ]
+
+
+def test_noise_that_ends_is_named_and_what_is_forgotten_is_gone() -> None:
+    tokenizer = tokenizer_of("byte level")
+    window = NoiseWindow(["A short text. "], tokenizer)
+    with pytest.raises(InputError, match=r"noise has \d+ tokens, too few; give more text"):
+        window.slice(0, 1_000)
+    window = NoiseWindow(chunks(take_text(200_000)), tokenizer)
+    window.slice(0, 40_000)
+    window.forget(30_000)
+    with pytest.raises(ValueError, match="token 5 is forgotten"):
+        window.slice(5, 10)
+
+
+def test_a_source_begins_anywhere_and_again_at_its_end(tmp_path: Path) -> None:
+    text = "".join(f"Sentence {number}. " for number in range(200))
+    (tmp_path / "text.txt").write_text(text)
+    source = open_noise(str(tmp_path / "text.txt"))
+    assert source.num_chars == len(text)
+    stream = source.from_char(len(text) + 100)
+    got = ""
+    while len(got) < 2 * len(text):
+        got += next(stream)
+    assert got.startswith((text[100:] + text)[: len(got)])
+    (tmp_path / "short.txt").write_text("short")
+    with pytest.raises(InputError, match="has 5 characters; give text of at least 1,000"):
+        open_noise(str(tmp_path / "short.txt"))

@@ -1,0 +1,116 @@
+"""An example of a task is a text of its length with the facts in it, and the question in a segment of its own."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from recurrent_memory.errors import ConfigError
+from recurrent_memory.inference.asking import question_ids
+from recurrent_memory.tasks.base import Placement, Sample
+from recurrent_memory.tasks.registry import load_task
+from recurrent_memory.training.examples import collate
+from recurrent_memory.training.task_examples import TaskExamples, answers_of
+from tiny_models import S, prose, tiny_model, tiny_tokenizer
+
+NOISE = [[prose(60, seed=1), prose(5, seed=2)], [prose(200, seed=3)]]
+
+
+def examples(*names: str, **settings: Any) -> TaskExamples:
+    return TaskExamples(tuple(map(load_task, names)), NOISE, tiny_tokenizer(), 4 * S, **settings)
+
+
+def test_the_text_is_so_many_segments_and_the_question_comes_after() -> None:
+    made, tokenizer = examples("detect", partial=0.0), tiny_tokenizer()
+    for number in (1, 3):
+        example = made.draw(random.Random(number), number)
+        length = example["text_length"]
+        assert length == number * 4 * S
+        labels = example["labels"]
+        assert isinstance(labels, list)
+        answered = [index for index, label in enumerate(labels) if label != -100]
+        assert [labels[index] for index in answered] == [example["input_ids"][index] for index in answered]
+        assert answered == list(range(answered[0], len(labels)))
+        question = tokenizer.decode(example["input_ids"][length : answered[0]])
+        assert example["input_ids"][length : answered[0]] == question_ids(tiny_model(), tokenizer, question)
+        answer = tokenizer.decode(example["input_ids"][answered[0] : -1])
+        person = question.removeprefix("Where is ").removesuffix("?")
+        text = tokenizer.decode(example["input_ids"][:length])
+        assert f"{person} " in text
+        assert f"the{answer}." in text
+        assert example["input_ids"][-1] == tokenizer.eos_token_id
+
+
+def test_some_texts_end_inside_a_segment() -> None:
+    made = examples("memorize", partial=0.5)
+    lengths = [made.draw(random.Random(seed), 2)["text_length"] for seed in range(40)]
+    assert all(4 * S < length <= 8 * S for length in lengths)
+    assert 8 <= sum(length < 8 * S for length in lengths) <= 32
+
+
+def test_classes_are_the_answers_of_all_tasks() -> None:
+    made = examples("detect", "qa5", form="class", partial=0.0)
+    assert made.classes == answers_of([load_task("detect"), load_task("qa5")])
+    assert len(set(made.classes)) == len(made.classes)
+    kinds = set[bool]()
+    for seed in range(20):
+        example = made.draw(random.Random(seed), 6)
+        label = example["labels"]
+        assert isinstance(label, int)
+        question = tiny_tokenizer().decode(example["input_ids"][example["text_length"] :])
+        kinds.add("Where" in question)
+        assert ("Where" in question) == (made.classes[label] in (load_task("detect").answers or ()))
+    assert kinds == {True, False}
+
+
+def test_a_decoder_of_its_own_gets_the_answer_alone() -> None:
+    example = examples("detect", form="target").draw(random.Random(0), 2)
+    labels = example["labels"]
+    assert isinstance(labels, list)
+    tokenizer = tiny_tokenizer()
+    assert tokenizer.decode(labels[:-1]) in (load_task("detect").answers or ())
+    assert labels[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(example["input_ids"]).endswith("?")
+
+
+def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
+    made = examples("qa1", "qa2")
+    assert made.draw(random.Random(7), 8) == made.draw(random.Random(7), 8)
+    assert made.draw(random.Random(7), 8) != made.draw(random.Random(8), 8)
+
+
+def test_a_batch_says_where_the_questions_begin() -> None:
+    made = examples("detect", partial=1.0)
+    drawn = [made.draw(random.Random(seed), 2) for seed in range(3)]
+    batch = collate(drawn)
+    assert batch["text_lengths"].tolist() == [example["text_length"] for example in drawn]
+    assert batch["attention_mask"].sum(1).tolist() == [len(example["input_ids"]) for example in drawn]
+    without = collate([{"input_ids": [1, 2], "labels": [1, 2]}])
+    assert "text_lengths" not in without
+    assert torch.equal(
+        collate([{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [1], "labels": [1], "text_length": 0}])[
+            "text_lengths"
+        ],
+        torch.tensor([2, 0]),
+    )
+
+
+class Open:
+    name = "open"
+    answers = None
+    placement: Placement = "anywhere"
+
+    def draw(self, rng: random.Random) -> Sample:
+        return Sample(("A very long fact indeed. " * 60,), "What?", "long")
+
+
+def test_what_cannot_be_is_named() -> None:
+    with pytest.raises(ConfigError, match="task 'open' has open answers, which no classifier can name; take a decoder"):
+        TaskExamples((Open(),), NOISE, tiny_tokenizer(), S, "class")
+    with pytest.raises(
+        ConfigError, match="task 'open': its facts do not fit into 2 segments of 16 tokens; begin with more"
+    ):
+        TaskExamples((Open(),), NOISE, tiny_tokenizer(), S).draw(random.Random(0), 2)
