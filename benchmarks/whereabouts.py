@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--model", help="a model folder; by default the shipped model")
     parser.add_argument("--jobs", default="anywhere,first,four,distractors")
     parser.add_argument("--max-tokens", type=int, default=10_000_000, help="leave out longer jobs")
-    parser.add_argument("--only", help="run one job, by name")
+    parser.add_argument("--only", help="run these jobs, by name, with commas between them")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -163,7 +163,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [job for job in jobs(arguments.jobs.split(",")) if job.length <= arguments.max_tokens]
     if arguments.only:
-        wanted = [job for job in wanted if job.name == arguments.only]
+        wanted = [job for job in wanted if job.name in arguments.only.split(",")]
     missing = [job for job in wanted if not (folder / f"{job.name}.jsonl").exists()]
     longest = max((job.length for job in missing), default=0)
     text = take_text(int(longest * 4.2) + 10_000)

@@ -43,7 +43,7 @@ def read_backbone(
             kwargs = {**kwargs, "num_labels": num_labels}
         try:
             model = auto_class.from_pretrained(str(backbone), **kwargs)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: weights of other shapes
             raise BackboneError(f"{backbone}: cannot be loaded as a {family.name} ({_first_line(error)})") from error
         if tokenizer is None and family.special_ids is not None and len(given) < 2:
             tokenizer = _tokenizer_beside(backbone)

@@ -78,3 +78,13 @@ def test_peft_chooses_the_layers_where_none_are_named(tiny: Any) -> None:
 def test_bad_settings_are_named(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(copy_model())
+
+
+def test_a_classifiers_head_is_trained_in_any_case() -> None:
+    tiny = next(tiny for tiny in ENCODERS if tiny.is_classifier)
+    for what in ("memory", "lora"):
+        model = copy_of(tiny)
+        choose_trained(model, what)
+        names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        heads = {name for name in names if not name.startswith("memory.") and "lora_" not in name}
+        assert heads == {"backbone.classifier.weight", "backbone.classifier.bias"}

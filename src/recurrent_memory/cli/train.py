@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -24,32 +26,101 @@ def train(
 ) -> None:
     """Train a model by a recipe.
 
-    The model is written to the recipe's `out`, checkpoints and the log to `<out>.run`.
+    The model is written to the recipe's `out`, checkpoints and the log to `<out>.run`. After an interruption the same
+    command with --resume goes on, to the same weights. Several processes: torchrun --nproc-per-node N -m
+    recurrent_memory train RECIPE.
 
     Example: rmt train recipes/small.yaml noise=my/texts,my/code out=models/small
     """
-    common = Common(as_json, "cpu", "float32", threads, seed, debug)
+    common = Common(as_json, "auto", "float32", threads, seed, debug)
+    overrides = [*(settings or []), *([f"seed={seed}"] if seed is not None else [])]
+    from ..training.settings import read_values
+
+    # A backbone that is described is made; one that is named is loaded, and given a memory.
+    is_made = isinstance(read_values(recipe, "a recipe").get("backbone"), dict)
+    (_train_small if is_made else _train_experiment)(common, recipe, overrides, resume=resume, check=check)
+
+
+def _train_small(common: Common, path: str, overrides: list[str], *, resume: bool, check: bool) -> None:
     from ..training.recipe import load_recipe
 
-    loaded = load_recipe(recipe, [*(settings or []), *([f"seed={seed}"] if seed is not None else [])])
+    loaded = load_recipe(path, overrides)
     if check:
-        common.show(
-            {"recipe": recipe, "valid": True, "stages": len(loaded.stages)},
-            f"{recipe}: valid, {len(loaded.stages)} stages",
-        )
+        _show_valid(common, path, len(loaded.stages))
         return
-    import torch
-
+    _set_threads(common)
     from ..training.make import make
 
-    if common.threads is not None:
-        torch.set_num_threads(common.threads)
     last = make(loaded, resume=resume, report=_bar(len(loaded.stages)))
     words = (
         f"{loaded.out}: trained for {last['elapsed_s'] / 60:.0f} minutes on {last['tokens']:,} tokens; "
         f"accuracy {last['accuracy']:.3f}, of facts at least 10 segments old {last['accuracy_old']:.3f}"
     )
     common.show({"out": loaded.out, **last}, words)
+
+
+def _train_experiment(common: Common, path: str, overrides: list[str], *, resume: bool, check: bool) -> None:
+    from ..training.experiment import load_experiment, run_experiment
+
+    loaded = load_experiment(path, overrides)
+    if check:
+        _show_valid(common, path, len(loaded.plan().planned()))
+        return
+    _set_threads(common)
+    _, results = run_experiment(loaded, resume=resume, report=_stage_bar(), disable_tqdm=True)
+    rows = [asdict(result) for result in results]
+    lines = [
+        f"{row['num_segments']} segments: {row['num_steps']} steps, held-out accuracy "
+        + ("not measured" if row["accuracy"] is None else f"{row['accuracy']:.3f}")
+        for row in rows
+    ]
+    common.show({"out": loaded.out, "stages": rows}, "\n".join([f"{loaded.out}: trained", *lines]))
+
+
+def _show_valid(common: Common, path: str, num_stages: int) -> None:
+    common.show({"recipe": path, "valid": True, "stages": num_stages}, f"{path}: valid, {num_stages} stages")
+
+
+def _set_threads(common: Common) -> None:
+    import torch
+
+    if common.threads is not None:
+        torch.set_num_threads(common.threads)
+
+
+def _stage_bar() -> Callable[[dict[str, Any]], None]:
+    """A progress bar over the steps of a stage; lines where nobody watches."""
+    if not sys.stderr.isatty():
+        return lambda row: typer.echo(_stage_line(row), err=True)
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    progress = Progress(
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+    )
+    progress.start()
+    tasks: dict[int, Any] = {}
+
+    def update(row: dict[str, Any]) -> None:
+        if row["stage"] not in tasks:
+            tasks[row["stage"]] = progress.add_task("", total=row["max_steps"])
+        progress.update(tasks[row["stage"]], completed=row["step"], description=_stage_line(row))
+
+    return update
+
+
+def _stage_line(row: dict[str, Any]) -> str:
+    parts = [
+        f"stage {row['stage'] + 1}/{row['num_stages']}",
+        f"up to {row['num_segments']} segments",
+        f"step {row['step']}",
+    ]
+    names = {"loss": "loss", "accuracy": "accuracy", "eval_accuracy": "held out"}
+    return "  ".join([*parts, *(f"{shown} {row[name]:.3f}" for name, shown in names.items() if name in row)])
 
 
 def _bar(num_stages: int) -> Any:

@@ -23,13 +23,13 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..inference.asking import Answer, ask
 from ..model import RecurrentMemoryModel
-from ..segments import Segment
 from ..state import MemoryState
 from ..tasks.base import Sample, Task
 from ..tasks.compose import Boundary
 from ..tasks.noise_source import NoiseSource
 from ..tasks.noise_window import NoiseWindow, SampleText
 from ..tasks.pieces import PieceEncoder
+from .rows import fold_rows
 
 Score = Callable[[str, Sample], bool]
 _SLACK_TOKENS = 4
@@ -217,7 +217,7 @@ class GroupReading:
         for at in asked:
             standing.rows += self._ask(standing, ids[:, : at - start], at)
         if index + 1 < self.num_segments:
-            standing.state = self._model.step(Segment.full(ids), standing.state)[1].detach()
+            standing.state = fold_rows(self._model, ids, standing.state)
         standing.index += 1
         self._forget(index)
         return num_tokens
@@ -258,7 +258,7 @@ class GroupReading:
         samples = [self._samples[number] for number in numbers]
         answers: list[list[Answer]] = []
         for before in (standing.state.index(places), self._model.initial_state(len(places))):
-            after = self._model.step(Segment.full(ids[places]), before)[1]
+            after = fold_rows(self._model, ids[places], before)
             answers.append(ask(self._model, self._tokenizer, after, [sample.question for sample in samples]))
         return [
             Row(

@@ -23,6 +23,7 @@ from ..state import MemoryState
 from ..tasks.scoring import exact_match
 from ..tasks.whereabouts import PEOPLE, PLACES, VERBS, Fact, draw_distractor, question
 from .composite import Composite, Insert, NoiseText
+from .rows import fold_rows
 
 Mode = Literal["first", "anywhere", "four", "distractors"]
 _ROOM_TOKENS = 64
@@ -93,17 +94,12 @@ def run_job(
             active = [active[k] for k in keep]
         if state is not None:
             ids = np.stack([samples[i].text.slice(start, start + length) for i in active])
-            state = _fold(model, torch.from_numpy(ids), state)
+            state = fold_rows(model, torch.from_numpy(ids), state)
         if any(join > index for join in joins):
-            base = _fold(model, torch.from_numpy(plain.slice(start, start + length))[None], base)
+            base = fold_rows(model, torch.from_numpy(plain.slice(start, start + length))[None], base)
         if tick is not None:
             tick(length * max(1, len(active)))
     return rows
-
-
-@torch.no_grad()
-def _fold(model: RecurrentMemoryModel, ids: torch.Tensor, state: MemoryState) -> MemoryState:
-    return model.step(Segment.full(ids), state)[1].detach()
 
 
 def _ask(

@@ -22,6 +22,7 @@ from ..model import RecurrentMemoryModel
 from .bptt import Backpropagation
 from .checkpoint import load_weights
 from .examples import SegmentedExamples
+from .reporting import Report, RowsCallback, report_rows
 from .trainer import RecurrentMemoryTrainer
 
 RECORD = "curriculum.json"
@@ -126,6 +127,7 @@ def train_curriculum(
     num_eval_examples: int = 64,
     processing_class: Any = None,
     callbacks: Sequence[TrainerCallback] = (),
+    report: Report | None = None,
     resume: bool = False,
 ) -> list[StageResult]:
     """Train a model stage by stage; in the end it has the weights of the last stage's best checkpoint.
@@ -140,6 +142,7 @@ def train_curriculum(
         num_eval_examples: How many held-out examples an evaluation reads.
         processing_class: The tokenizer, saved beside the model.
         callbacks: Further callbacks of the Trainer.
+        report: Called with rows (`RowsCallback`); the Trainer then prints nothing.
         resume: Whether to go on with what is in `output_dir`, if anything is.
 
     Raises:
@@ -173,6 +176,8 @@ def train_curriculum(
                 processing_class=processing_class,
                 callbacks=callbacks,
             )
+            if report is not None:
+                report_rows(trainer, RowsCallback(report, index, len(stages), stage.num_segments))
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
             result = _result(folder, stage)
             trainer.accelerator.wait_for_everyone()

@@ -11,17 +11,22 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from transformers import TrainingArguments
+from transformers import AutoConfig, AutoTokenizer, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import set_seed
 
+from ..backbones.families import find_family
 from ..config import MemoryConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, RecipeError
 from ..model import RecurrentMemoryModel
+from ..tasks.registry import load_task, task_names
 from .bptt import Backpropagation, Kind
 from .curriculum import Curriculum, Stage, StageResult, train_curriculum
 from .examples import SegmentedExamples
+from .noise import load_noise
+from .reporting import Report
 from .settings import Strict, load_settings
+from .task_examples import TaskExamples
 from .trained import LoraSettings, Trained, choose_trained
 
 
@@ -99,6 +104,39 @@ class BatchRecipe(Strict):
     parts: int = Field(1, ge=1)
 
 
+class TaskRecipe(Strict):
+    """What is learned: questions about facts in long texts; see `TaskExamples`.
+
+    Args:
+        name: A task, or several, of which one is drawn for each example.
+        options: Of the tasks, such as `source: FOLDER` for bAbI's files.
+        noise: Folders, files or hub ids of texts that the facts are hidden in.
+        noise_chars: How much of it is kept in RAM.
+        partial: How often the last segment of a text is cut short, 0…1.
+        boundary: "sentence" or "word": after which a fact may stand.
+    """
+
+    name: tuple[str, ...] = Field(min_length=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+    noise: tuple[str, ...] = ()
+    noise_chars: int = Field(20_000_000, gt=0)
+    partial: float = Field(0.25, ge=0, le=1)
+    boundary: Literal["sentence", "word"] = "sentence"
+
+    @field_validator("name", "noise", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _tasks_exist(self) -> Self:
+        known = task_names()
+        for name in self.name:
+            if name not in known:
+                raise ConfigError(f"{name!r} is not a task; there are {', '.join(known)}")
+        return self
+
+
 class Experiment(Strict):
     """A training.
 
@@ -109,9 +147,9 @@ class Experiment(Strict):
         cost: What that costs, in words.
         backbone: A hub id or a folder.
         backbone_task: The head, as for `RecurrentMemoryModel.from_backbone`; None: the family's own.
-        num_labels: Classes of a classification head.
+        num_labels: Classes of a classification head; None: the answers of the task.
         memory: The settings of `MemoryConfig`.
-        task: The task's name and settings, for whoever makes the examples.
+        task: What is learned; None: whoever runs it brings examples.
         trained: "memory", "lora" or "all".
         lora: The adapter; only with trained: lora.
         curriculum: False: trains at the last stage's number of segments from the start.
@@ -136,7 +174,7 @@ class Experiment(Strict):
     backbone_task: str | None = None
     num_labels: int | None = Field(None, ge=1)
     memory: dict[str, Any]
-    task: dict[str, Any] = Field(default_factory=dict)
+    task: TaskRecipe | None = None
     trained: Trained = "all"
     lora: LoraRecipe | None = None
     curriculum: bool = True
@@ -214,15 +252,48 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     return load_settings(path, Experiment, "an experiment", overrides)
 
 
+def make_examples(experiment: Experiment, tokenizer: Any) -> TaskExamples:
+    """The examples of an experiment's task.
+
+    Raises:
+        RecipeError: if it has none.
+        ConfigError: if a task does not take the options, or a classifier is to learn open answers.
+        InputError: if the noise cannot be read.
+    """
+    task = experiment.task
+    if task is None:
+        raise RecipeError("task: is missing; say what is learned, such as task: {name: detect, noise: [FOLDER]}")
+    config = AutoConfig.from_pretrained(experiment.backbone)
+    family, head = find_family(config).name, experiment.backbone_task
+    form = "class" if head == "sequence-classification" else "target" if family == "seq2seq" else "text"
+    if family == "encoder" and form != "class":
+        raise RecipeError("backbone_task: an encoder learns a task with backbone_task: sequence-classification")
+    return TaskExamples(
+        tuple(load_task(name, **task.options) for name in task.name),
+        load_noise(task.noise, task.noise_chars, experiment.seed),
+        tokenizer,
+        MemoryConfig.from_dict(experiment.memory).segment_length,
+        form,
+        task.partial,
+        task.boundary,
+    )
+
+
 def run_experiment(
-    experiment: Experiment, examples: SegmentedExamples, *, resume: bool = False, **changes: Any
+    experiment: Experiment,
+    examples: SegmentedExamples | None = None,
+    *,
+    resume: bool = False,
+    report: Report | None = None,
+    **changes: Any,
 ) -> tuple[RecurrentMemoryModel, list[StageResult]]:
-    """Train what an experiment describes, and write the model into its `out` folder.
+    """Train what an experiment describes, and write the model, with its tokenizer, into its `out` folder.
 
     Args:
         experiment: The experiment.
-        examples: Its task.
+        examples: In place of its task.
         resume: Whether to go on with what is in `<out>.run`, if anything is.
+        report: Called with rows of the log; the Trainer then prints nothing.
         **changes: In place of the Trainer's settings, such as `use_cpu=True`.
 
     Raises:
@@ -230,6 +301,11 @@ def run_experiment(
         RecipeError: if there is a training already and `resume` is not set, or the loss stops being a number.
     """
     set_seed(experiment.seed)
+    tokenizer, num_labels = None, experiment.num_labels
+    if examples is None:
+        tokenizer = AutoTokenizer.from_pretrained(experiment.backbone)
+        examples = make_examples(experiment, tokenizer)
+    classes = examples.classes if isinstance(examples, TaskExamples) else ()
     loading: dict[str, Any] = {}
     lora = experiment.lora
     if lora is not None and lora.bits == 4:
@@ -244,9 +320,12 @@ def run_experiment(
         experiment.backbone,
         MemoryConfig.from_dict(experiment.memory),
         task=experiment.backbone_task,
-        num_labels=experiment.num_labels,
+        num_labels=num_labels if num_labels is not None or not classes else len(classes),
         **loading,
     )
+    if classes:  # what an answer is called, so that the model can be asked in words
+        names = dict(enumerate(classes))
+        model.backbone.config.update({"id2label": names, "label2id": {name: number for number, name in names.items()}})
     choose_trained(model, experiment.trained, lora.build() if lora is not None else None)
     results = train_curriculum(
         model,
@@ -255,8 +334,12 @@ def run_experiment(
         curriculum=experiment.plan(),
         backpropagation=experiment.backpropagation.build(),
         num_eval_examples=experiment.num_eval_examples,
+        processing_class=tokenizer,
+        report=report,
         resume=resume,
     )
     model.eval()
     model.save_pretrained(experiment.out)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(experiment.out)
     return model, results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -33,6 +33,23 @@ def load_settings(path: str | Path, kind: type[SettingsT], what: str, overrides:
     Raises:
         RecipeError: if the file is missing, is not YAML, or a setting is not valid; names the setting.
     """
+    values = read_values(path, what)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or what.split()[-1]
+        raise RecipeError(f"{path}: {where}: {first['msg']} (given: {str(first.get('input'))[:60]})") from error
+
+
+def read_values(path: str | Path, what: str) -> dict[str, Any]:
+    """The values of a YAML file, not validated.
+
+    Raises:
+        RecipeError: if the file is missing, is not YAML, or no mapping.
+    """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -43,14 +60,7 @@ def load_settings(path: str | Path, kind: type[SettingsT], what: str, overrides:
         raise RecipeError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: {what} is a mapping of settings, this is a {type(values).__name__}")
-    for override in overrides:
-        _apply(values, override)
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or what.split()[-1]
-        raise RecipeError(f"{path}: {where}: {first['msg']} (given: {str(first.get('input'))[:60]})") from error
+    return cast(dict[str, Any], values)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

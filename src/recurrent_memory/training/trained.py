@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from peft import LoraConfig
 from transformers.pytorch_utils import Conv1D
 
+from ..backbones.encoder import EncoderBackbone
 from ..errors import ConfigError
 from ..model import RecurrentMemoryModel
 
@@ -43,7 +44,8 @@ def choose_trained(model: RecurrentMemoryModel, trained: Trained, lora: LoraSett
 
     Args:
         model: The model.
-        trained: "memory": the parameters of the memory. "lora": those, and the adapter's. "all": every one.
+        trained: "memory": the parameters of the memory. "lora": those, and the adapter's. "all": every one. The head of a
+            classifier, which no pretrained model brings, is trained in any case.
         lora: The adapter; only for "lora".
 
     Raises:
@@ -58,8 +60,11 @@ def choose_trained(model: RecurrentMemoryModel, trained: Trained, lora: LoraSett
         raise ConfigError(f"lora is given, but trained={trained!r}; set trained='lora', or leave lora out")
     if trained == "lora" and ADAPTER not in model.config.peft:
         model.add_peft_adapter(_adapter(model, lora or LoraSettings()), ADAPTER)
+    view = model.view
+    classifies = isinstance(view, EncoderBackbone) and view.classifies
+    body = f"backbone.{model.backbone.base_model_prefix}."
     for name, parameter in model.named_parameters():
-        of_memory = name.startswith("memory.")
+        of_memory = name.startswith("memory.") or (classifies and not name.startswith(body))
         of_adapter = trained == "lora" and f".{ADAPTER}." in f"{name}."
         parameter.requires_grad_(trained == "all" or of_memory or of_adapter)
 
