@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("recurrent_memory")
 
 TOKENS_PER_BLOCK = 4096
-CHARS_PER_BLOCK = 16384
-"""With more, tokenizing is a little quicker, and takes more memory than all else that depends on the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,7 @@ class MemoryReader:
         self.tokens_per_block = max(1, tokens_per_block // length) * length
         self.notify: Callable[[str], None] = notify or _log.info
         self._stats: ReadingStats | None = None
-        self._streamer = TokenStreamer(tokenizer, block_chars=CHARS_PER_BLOCK) if tokenizer is not None else None
+        self._streamer = TokenStreamer(tokenizer) if tokenizer is not None else None
 
     @property
     def stats(self) -> ReadingStats:

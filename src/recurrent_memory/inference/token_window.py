@@ -10,9 +10,14 @@ from unicodedata import category
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerBase
 
 _SAMPLE = "A b,  it's\n\n 12 é中 😀 "
+CACHED_WORDS = 2000
+"""Words whose tokens BPE keeps. With its own 10,000 it goes on to take memory for the first hundreds of thousands of
+tokens, 3 MB, and is slower: words that come late are seldom seen again, and are not worth their entry."""
+
 _JOINS_THE_ONE_BEFORE = ("M", "Cf", "Sk", "Lm")  # categories of characters that a normalizer may join
 
 
@@ -109,6 +114,8 @@ class WindowEncoder:
         numbered = backend.get_added_tokens_decoder()
         added = numbered.values()
         model = backend.model
+        if isinstance(model, BPE):
+            _bound_cache(model)
         encoder = cls(
             backend=backend,
             name=str(tokenizer.name_or_path or type(tokenizer).__name__),
@@ -134,6 +141,13 @@ class WindowEncoder:
     def ids(self, text: str) -> list[int]:
         """The token ids of a text."""
         return self.backend.encode(text, add_special_tokens=False).ids
+
+
+def _bound_cache(model: BPE) -> None:
+    """Keep fewer words, also in the tokenizer that was given, whose model this is. The ids are the same."""
+    resize = getattr(model, "_resize_cache", None)
+    if resize is not None:
+        resize(CACHED_WORDS)
 
 
 def may_begin(text: str, position: int) -> bool:

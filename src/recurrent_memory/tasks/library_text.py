@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,18 +11,17 @@ from pathlib import Path
 from ..errors import InputError
 
 _SKIPPED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"})
+_SUFFIXES = (".py", ".txt", ".rst")
 _LAST = "encodings"  # tables of code points, generated, hardly a text: only when all the rest is used up
 
 
 def library_files() -> list[Path]:
     """Text files of the standard library, in the order that they are read."""
     root = Path(sysconfig.get_path("stdlib"))
-    found = [
-        path
-        for suffix in ("*.py", "*.txt", "*.rst")
-        for path in root.rglob(suffix)
-        if not _SKIPPED & set(path.relative_to(root).parts[:-1])
-    ]
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in _SKIPPED]  # not entered: packages are many files
+        found += [Path(folder, name) for name in names if name.endswith(_SUFFIXES)]
     return sorted(found, key=lambda path: (path.relative_to(root).parts[0] == _LAST, path.relative_to(root).as_posix()))
 
 
