@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from recurrent_memory.errors import ConfigError, InputError, OutputError
-from recurrent_memory.evaluation.length import Group, GroupReading, Row, draw_placed, plan_groups
+from recurrent_memory.evaluation.length import Group, GroupReading, Row, plan_groups
 from recurrent_memory.evaluation.length_run import LengthEvaluation, evaluate_lengths, parse_lengths, samples_for
 from recurrent_memory.evaluation.length_table import tabulate, write_csv
 from recurrent_memory.inference.asking import ask
@@ -19,6 +19,7 @@ from recurrent_memory.tasks.base import Sample, Task
 from recurrent_memory.tasks.noise_source import NoiseSource, open_noise
 from recurrent_memory.tasks.noise_window import NoiseWindow, SampleText
 from recurrent_memory.tasks.pieces import PieceEncoder
+from recurrent_memory.tasks.placing import draw_placed
 from recurrent_memory.tasks.registry import load_task
 from recurrent_memory.tasks.scoring import exact_match
 from tiny_models import S, prose, tiny_model, tiny_tokenizer

@@ -131,6 +131,13 @@ def test_a_question_begins_a_segment_of_its_own(tiny: Tiny, method: Backpropagat
         assert_same_state(outcome.memory_state.index(row).trimmed(), state.detach().trimmed(), tolerance)
     measured = measure(model, *given, num_items_in_batch=7)
     assert_close(measured.loss, slow, tolerance, "measured loss")
+    for found in (outcome, measured):
+        assert int(found.num_right) + int(found.num_wrong.sum()) == found.num_labels
+        for row in range(len(rows)):
+            alone_in_batch = measure(
+                model, ids[row : row + 1], given[1][row : row + 1], mask[row : row + 1], None, lengths[row : row + 1]
+            )
+            assert int(alone_in_batch.num_wrong) == int(found.num_wrong[row])
 
 
 def test_text_lengths_that_do_not_fit_are_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 
@@ -78,3 +79,20 @@ def test_facts_of_the_beginning_come_besides() -> None:
         known.append(sum(len(lane.known) for lane in lanes))
     assert known[0] == 0
     assert 20 * 1.2 < known[1] < 20 * 3.2
+
+
+def test_a_lane_that_was_written_down_goes_on_the_same() -> None:
+    backend = tiny_tokenizer().backend_tokenizer
+    for seed in range(4):
+        lane = Lane(backend, NOISE, seed, 1.0, 0.5, 24, 2.0)
+        for taken in range(40):
+            if taken % 8 == 5 and lane.known:
+                lane.forget(min(lane.known))
+            written = json.dumps(lane.values())
+            other = Lane.restored(backend, NOISE, json.loads(written))
+            assert json.dumps(other.values()) == written
+            assert (other.said, other.lost) == (lane.said, lane.lost)
+            assert other.take() == lane.take()
+            lane = other
+        assert lane.known
+        assert NOISE[0][0][200:260] not in written

@@ -7,20 +7,26 @@ from pathlib import Path
 import pytest
 
 from recurrent_memory.errors import RecipeError
-from recurrent_memory.training.recipe import load_recipe
+from recurrent_memory.training.experiment import load_experiment
+from recurrent_memory.training.recipe import Stage, load_recipe
+from recurrent_memory.training.settings import read_values
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+SMALL = Path(__file__).parents[2] / "recipes/small.yaml"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid_and_says_what_to_expect(path: Path) -> None:
+    if isinstance(read_values(path, "a recipe")["backbone"], str):
+        assert all(load_experiment(path).model_dump()[name] for name in ("expected", "time", "cost"))
+        return
     recipe = load_recipe(path)
     assert len(recipe.expected) > 20
     assert all(stage.segment_length <= recipe.memory["segment_length"] for stage in recipe.stages)
 
 
 def test_settings_can_be_given_on_the_command_line() -> None:
-    recipe = load_recipe(RECIPES[0], ["noise=a,b", "seed=7", "stages.0.lanes=3", "memory.num_memory_tokens=2"])
+    recipe = load_recipe(SMALL, ["noise=a,b", "seed=7", "stages.0.lanes=3", "memory.num_memory_tokens=2"])
     assert (recipe.noise, recipe.seed, recipe.stages[0].lanes, recipe.memory["num_memory_tokens"]) == (
         ["a", "b"],
         7,
@@ -36,12 +42,13 @@ def test_settings_can_be_given_on_the_command_line() -> None:
         ("nonsense=1", "nonsense: Extra inputs are not permitted"),
         ("stages.99.lanes=1", "no such setting"),
         ("lanes", "is not key=value"),
+        ("stages.0.max_minutes=5", "stages.0.max_minutes: Extra inputs are not permitted"),
         ("stages.0.learning_rate=fast", "stages.0.learning_rate"),
     ],
 )
 def test_a_bad_setting_is_named(override: str, message: str) -> None:
     with pytest.raises(RecipeError, match="(?s)" + message.replace(".", r"\.")):
-        load_recipe(RECIPES[0], [override])
+        load_recipe(SMALL, [override])
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
@@ -53,3 +60,11 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [\n")
     with pytest.raises(RecipeError, match="is not YAML"):
         load_recipe(tmp_path / "bad.yaml")
+
+
+def test_the_learning_rate_rises_and_falls_by_steps() -> None:
+    values = {"num_segments": 1, "segment_length": 8, "lifetime": 1, "facts": (1, 1), "lanes": 1, "max_steps": 100}
+    constant = Stage.model_validate({**values, "learning_rate": 0.3})
+    assert [constant.learning_rate_at(step) for step in (0, 29, 99)] == pytest.approx([0.01, 0.3, 0.3])
+    falling = Stage.model_validate({**values, "learning_rate": 0.3, "final_learning_rate": 0.1})
+    assert [falling.learning_rate_at(step) for step in (0, 50, 100)] == pytest.approx([0.01, 0.2, 0.1])

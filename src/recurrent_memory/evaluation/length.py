@@ -29,11 +29,10 @@ from ..tasks.compose import Boundary
 from ..tasks.noise_source import NoiseSource
 from ..tasks.noise_window import NoiseWindow, SampleText
 from ..tasks.pieces import PieceEncoder
+from ..tasks.placing import draw_placed
 from .rows import fold_rows
 
 Score = Callable[[str, Sample], bool]
-_SLACK_TOKENS = 4
-_TRIES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,37 +275,3 @@ class GroupReading:
             )
             for number, sample, kept, reset in zip(numbers, samples, *answers, strict=True)
         ]
-
-
-def draw_placed(
-    task: Task, encoder: PieceEncoder, length: int, rng: random.Random
-) -> tuple[Sample, list[int], int | None]:
-    """A sample that fits a text, and the tokens of the noise at which its facts are put.
-
-    Args:
-        task: Makes samples; those that do not fit are passed over, so that short texts get short stories.
-        encoder: Counts tokens.
-        length: Tokens of the (shortest) text.
-        rng: Draws all.
-
-    Returns:
-        The sample; a token for each fact, uniform over the noise, none where the facts begin the text; the last token at
-        which a fact may be put.
-
-    Raises:
-        ConfigError: if no sample fits.
-    """
-    cost = 0
-    for _ in range(_TRIES):
-        sample = task.draw(rng)
-        cost = sum(encoder.count(f" {fact}") + _SLACK_TOKENS for fact in sample.facts)
-        if cost <= length:
-            break
-    else:
-        raise ConfigError(
-            f"length={length} is too short for the facts of {task.name!r}, which need about {cost} tokens; give a greater length"
-        )
-    if task.placement == "first":
-        return sample, [], None
-    limit = length - cost
-    return sample, sorted(rng.randrange(limit + 1) for _ in sample.facts), limit

@@ -87,12 +87,14 @@ class Outcome:
     Args:
         loss: `[]`, cut from the graph, not scaled.
         num_right: `[]` predictions whose most likely class is the label.
+        num_wrong: `[B]` predictions of each row whose most likely class is not the label.
         num_labels: Labels in the batch.
         memory_state: The state after the texts, cut from the graph.
     """
 
     loss: Float[Tensor, ""]
     num_right: Int[Tensor, ""]
+    num_wrong: Int[Tensor, " B"]
     num_labels: int
     memory_state: MemoryState
 
@@ -177,6 +179,7 @@ class _Run:
         device = text.text.input_ids.device
         self.losses: list[Tensor] = []
         self.num_right = torch.zeros((), dtype=torch.long, device=device)
+        self.num_wrong = torch.zeros_like(text.folds)
         self.device = device
 
     def read(self, index: int, tensors: dict[str, Tensor], *, with_head: bool = True) -> Cell:
@@ -184,13 +187,14 @@ class _Run:
             return self.text.cell(index, tensors, with_head=with_head)
 
     def count(self, cell: Cell) -> None:
-        if cell.loss is not None and cell.num_right is not None:
+        if cell.loss is not None and cell.num_right is not None and cell.num_wrong is not None:
             self.losses.append(cell.loss.detach())
             self.num_right = self.num_right + cell.num_right
+            self.num_wrong = self.num_wrong + cell.num_wrong
 
     def outcome(self, tensors: dict[str, Tensor]) -> Outcome:
         loss = torch.stack(self.losses).sum() if self.losses else torch.zeros((), device=self.device)
-        return Outcome(loss, self.num_right, self.text.num_labels, self.text.final_state(tensors))
+        return Outcome(loss, self.num_right, self.num_wrong, self.text.num_labels, self.text.final_state(tensors))
 
 
 def _full(run: _Run) -> dict[str, Tensor]:

@@ -22,7 +22,10 @@ from ..model import RecurrentMemoryModel
 from .bptt import Backpropagation
 from .checkpoint import load_weights
 from .examples import SegmentedExamples
+from .lane_trainer import LaneTrainer
 from .reporting import Report, RowsCallback, report_rows
+from .task_examples import TaskExamples
+from .task_lanes import Carried
 from .trainer import RecurrentMemoryTrainer
 
 RECORD = "curriculum.json"
@@ -35,7 +38,10 @@ class Stage:
     Args:
         num_segments: The largest number of segments of an example.
         max_steps: Its limit, in optimizer steps.
-        target_accuracy: The held-out accuracy, over examples of `num_segments` segments, that ends it; None: the limit.
+        target_accuracy: The held-out accuracy that ends it; None: the limit.
+        learning_rate: Its own, at its highest; None: that of the Trainer's settings.
+        eval_segments: Segments of the held-out examples; None: `num_segments`.
+        carried: Its texts go on from step to step, `num_segments` at a time; None: every step has texts of its own.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -44,10 +50,15 @@ class Stage:
     num_segments: int
     max_steps: int
     target_accuracy: float | None = None
+    learning_rate: float | None = None
+    eval_segments: int | None = None
+    carried: Carried | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_segments", "max_steps"):
+        for name in ("num_segments", "max_steps", "eval_segments"):
             value = getattr(self, name)
+            if value is None and name == "eval_segments":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r} of a stage must be an int of at least 1")
         if self.target_accuracy is not None and not 0.0 < self.target_accuracy <= 1.0:
@@ -164,18 +175,17 @@ def train_curriculum(
             load_weights(model, done[-1].checkpoint)
         result = _result(folder, stage)
         if result is None:
-            trainer = RecurrentMemoryTrainer(
-                model,
-                _stage_args(args, stage, folder),
-                examples=examples,
-                num_segments=stage.num_segments,
-                random_num_segments=curriculum.curriculum,
-                backpropagation=backpropagation,
-                num_eval_examples=num_eval_examples,
-                target_accuracy=stage.target_accuracy,
-                processing_class=processing_class,
-                callbacks=callbacks,
-            )
+            settings: dict[str, Any] = {
+                "num_segments": stage.num_segments,
+                "random_num_segments": curriculum.curriculum,
+                "backpropagation": backpropagation,
+                "num_eval_examples": num_eval_examples,
+                "eval_segments": stage.eval_segments,
+                "target_accuracy": stage.target_accuracy,
+                "processing_class": processing_class,
+                "callbacks": callbacks,
+            }
+            trainer = _trainer(model, _stage_args(args, stage, folder), examples, stage, settings)
             if report is not None:
                 report_rows(trainer, RowsCallback(report, index, len(stages), stage.num_segments))
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
@@ -193,6 +203,20 @@ def train_curriculum(
     return done
 
 
+def _trainer(
+    model: RecurrentMemoryModel,
+    args: TrainingArguments,
+    examples: SegmentedExamples,
+    stage: Stage,
+    settings: dict[str, Any],
+) -> RecurrentMemoryTrainer:
+    if stage.carried is None:
+        return RecurrentMemoryTrainer(model, args, examples=examples, **settings)
+    if not isinstance(examples, TaskExamples):
+        raise ConfigError("carried lanes are made from tasks; give examples=TaskExamples(…), or leave carried out")
+    return LaneTrainer(model, args, examples=examples, carried=stage.carried, **settings)
+
+
 def _stage_args(args: TrainingArguments, stage: Stage, folder: Path) -> TrainingArguments:
     args = copy.copy(args)
     args.output_dir, args.max_steps = str(folder), stage.max_steps
@@ -200,6 +224,8 @@ def _stage_args(args: TrainingArguments, stage: Stage, folder: Path) -> Training
     args.save_steps = args.eval_steps = min(args.eval_steps or stage.max_steps, stage.max_steps)
     if args.save_total_limit == 1:  # in the end the Trainer would keep the best alone, and nobody know how far it got
         args.save_total_limit = 2
+    if stage.learning_rate is not None:
+        args.learning_rate = stage.learning_rate
     args.metric_for_best_model, args.greater_is_better = "accuracy", True
     return args
 

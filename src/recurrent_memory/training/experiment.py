@@ -1,6 +1,6 @@
 """A training described by YAML: validated before anything is loaded, then run stage by stage.
 
-`recipe.py` describes how the small model is made, by a loop of its own; this describes any backbone, memory and task,
+`recipe.py` describes how the small model is made, on carried lanes alone; this describes any backbone, memory and task,
 trained by the `Trainer`.
 """
 
@@ -27,6 +27,7 @@ from .noise import load_noise
 from .reporting import Report
 from .settings import Strict, load_settings
 from .task_examples import TaskExamples
+from .task_lanes import Carried
 from .trained import LoraSettings, Trained, choose_trained
 
 
@@ -50,12 +51,27 @@ class LoraRecipe(Strict):
         return LoraSettings(self.r, self.alpha, self.target_modules)
 
 
+class CarriedRecipe(Strict):
+    """See `Carried`."""
+
+    lifetime: float = Field(1000.0, ge=1)
+    drop_lost: bool = True
+    first_segments: int = Field(4, ge=1)
+
+    def build(self) -> Carried:
+        """How lanes are carried."""
+        return Carried(self.lifetime, self.drop_lost, self.first_segments)
+
+
 class StageRecipe(Strict):
-    """See `Stage`; the limit and the target are the experiment's where they are left out."""
+    """See `Stage`; the limit, the target and the learning rate are the experiment's where they are left out."""
 
     num_segments: int = Field(ge=1)
     max_steps: int | None = Field(None, ge=1)
     target_accuracy: float | None = Field(None, gt=0, le=1)
+    learning_rate: float | None = Field(None, gt=0)
+    eval_segments: int | None = Field(None, ge=1)
+    carried: CarriedRecipe | None = None
 
 
 class BackpropagationRecipe(Strict):
@@ -212,7 +228,14 @@ class Experiment(Strict):
     def plan(self) -> Curriculum:
         """The curriculum."""
         stages = [
-            Stage(s.num_segments, s.max_steps or self.max_steps, s.target_accuracy or self.target_accuracy)
+            Stage(
+                s.num_segments,
+                s.max_steps or self.max_steps,
+                s.target_accuracy or self.target_accuracy,
+                s.learning_rate,
+                s.eval_segments,
+                s.carried.build() if s.carried is not None else None,
+            )
             for s in self.stages
         ]
         return Curriculum(tuple(stages), self.curriculum)

@@ -19,6 +19,11 @@ from ..tasks.whereabouts import draw_distractor, draw_fact
 CHARS_PER_TOKEN = 3.0
 NEWLINE_SHARE = 0.2
 JUNK_SHARE = 0.03
+# What of a lane is kept as it is when it is written down.
+_PLAIN = (
+    "seed", "facts_per_segment", "distractors_per_segment", "segment_length", "first_facts", "known", "age", "said",
+    "quiet", "_buffer", "_document", "_position", "_stop",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -60,7 +65,7 @@ class Lane:
     _rng: random.Random = field(init=False)
     _buffer: list[int] = field(default_factory=list[int])
     _events: list[_Event] = field(default_factory=list[_Event])
-    _document: str = ""
+    _document: tuple[int, int] | None = None
     _position: int = 0
     _stop: int = 0
 
@@ -100,6 +105,42 @@ class Lane:
         del self.known[person], self.age[person]
         self.lost.add(person)
 
+    def values(self) -> dict[str, Any]:
+        """All that goes on changing, as JSON can hold it: which document, not its text."""
+        plain = {name.lstrip("_"): getattr(self, name) for name in _PLAIN}
+        return {
+            **plain,
+            "lost": sorted(self.lost),
+            "random": self._rng.getstate(),
+            "events": [[event.start, event.end, event.person, event.place] for event in self._events],
+        }
+
+    @classmethod
+    def restored(cls, tokenizer: Any, noise: Sequence[Sequence[str]], values: dict[str, Any]) -> Lane:
+        """The lane whose `values` these are, over the same noise.
+
+        Raises:
+            KeyError, TypeError, ValueError: if they are not those of a lane.
+        """
+        lane = cls(tokenizer, noise, 0, 0.0, 0.0, 1)
+        for name in _PLAIN:
+            setattr(lane, name, values[name.lstrip("_")])
+        lane.said = [(position, person) for position, person in values["said"]]
+        lane.lost = set(values["lost"])
+        if values["document"] is not None:
+            source, index = values["document"]
+            lane._document = source, index
+        lane._events = [_Event(*event) for event in values["events"]]
+        restore_random(lane._rng, values["random"])
+        return lane
+
+    def _text(self) -> str:
+        """The document that noise is taken from."""
+        if self._document is None:
+            return ""
+        source, index = self._document
+        return self.noise[source][index]
+
     def _draw_length(self) -> int:
         draw = self._rng.random()
         if draw < 0.1:
@@ -116,12 +157,15 @@ class Lane:
         if rng.random() < JUNK_SHARE:
             self._buffer += self._junk()
             return
-        if self._position >= min(self._stop, len(self._document)):
-            self._document = rng.choice(rng.choice(self.noise))
-            self._position = rng.randrange(max(1, len(self._document) - 20_000))
+        document = self._text()
+        if self._position >= min(self._stop, len(document)):
+            source = rng.choice(range(len(self.noise)))
+            self._document = source, rng.choice(range(len(self.noise[source])))
+            document = self._text()
+            self._position = rng.randrange(max(1, len(document) - 20_000))
             self._stop = self._position + rng.randrange(2_000, 20_000)
         size = rng.randrange(100, 200 + 12 * self.segment_length)
-        text = self._document[self._position : self._position + size]
+        text = document[self._position : self._position + size]
         self._position += size
         segments = max(1, len(text)) / CHARS_PER_TOKEN / self.segment_length
         mean = self.facts_per_segment * segments + self.first_facts
@@ -159,6 +203,12 @@ class Lane:
             return [rng.randrange(vocab)] * count
         numbers = " ".join(str(rng.random())[: rng.randrange(3, 9)] for _ in range(count // 3))
         return self.tokenizer.encode(numbers, add_special_tokens=False).ids
+
+
+def restore_random(rng: random.Random, state: Sequence[Any]) -> None:
+    """Put a generator where `getstate` found it; JSON has made lists of its tuples."""
+    version, inner, gauss = state
+    rng.setstate((version, tuple(inner), gauss))
 
 
 def _poisson(rng: random.Random, mean: float) -> int:

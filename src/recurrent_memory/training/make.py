@@ -1,23 +1,24 @@
-"""Make a model by a recipe: noise, vocabulary, model, loop, checkpoints."""
+"""Make a model by a recipe: noise, vocabulary, model, and a run of the Trainer for every stage."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerState
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from ..config import MemoryConfig
 from ..errors import RecipeError
-from ..files import atomic_write
 from ..model import RecurrentMemoryModel
-from .loop import Progress, Trainer, write_log
+from .carried import CarriedTrainer
+from .carried_lessons import Lessons
+from .carried_progress import Progress, write_log
+from .checkpoint import load_weights
 from .noise import load_noise
 from .recipe import Recipe
 from .tokenizer import train_tokenizer
@@ -28,6 +29,9 @@ def make(
 ) -> dict[str, Any]:
     """Train what a recipe describes, into its `out` folder.
 
+    The same recipe, noise and number of threads give the same model, bit for bit, however often the training is stopped
+    and resumed. `<out>.run` gets the log and a folder for each stage, with its checkpoints and its curves.
+
     Args:
         recipe: The recipe.
         resume: Whether to go on from the last checkpoint in `<out>.run`.
@@ -37,42 +41,58 @@ def make(
         The last row of the log.
 
     Raises:
-        RecipeError: if there is nothing to resume, or the output is there already and `resume` is not set.
+        RecipeError: if there is nothing to resume, the output is there already and `resume` is not set, the loss stops
+            being a number, or a checkpoint is damaged.
     """
     out, run = Path(recipe.out), Path(f"{recipe.out}.run")
-    checkpoint = run / "checkpoint"
-    if resume and not (checkpoint / "progress.json").is_file():
+    folders = [run / f"stage-{index + 1}" for index in range(len(recipe.stages))]
+    begun = [index for index, folder in enumerate(folders) if _last_checkpoint(folder) is not None]
+    if resume and not begun:
         raise RecipeError(f"{run}: there is no checkpoint to resume from; train without --resume")
-    if not resume and (checkpoint / "progress.json").is_file():
+    if not resume and begun:
         raise RecipeError(f"{run}: a training is there already; go on with --resume, or give another out=…")
     run.mkdir(parents=True, exist_ok=True)
     transformers_logging.disable_progress_bar()
     noise = load_noise(recipe.noise, recipe.noise_chars, recipe.seed)
     torch.manual_seed(recipe.seed)
-    if resume:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
-        model = RecurrentMemoryModel.from_pretrained(checkpoint)
-    else:
+    at = begun[-1] if begun else 0
+    last = _last_checkpoint(folders[at])
+    if last is None:
         tokenizer = train_tokenizer(noise, recipe.tokenizer.vocab_size, recipe.tokenizer.training_chars, recipe.seed)
-        model = _new_model(recipe, tokenizer)
-    write = write_log(run / "log.jsonl")
+    else:
+        tokenizer = _load_tokenizer(last)
+    lessons = Lessons(recipe, _new_model(recipe, tokenizer), tokenizer)
+    write = write_log(run / "log.jsonl", Progress.load(last).steps if last is not None else 0)
 
     def log(row: dict[str, Any]) -> None:
         write(row)
         if report is not None:
             report(row)
 
-    trainer = Trainer(recipe, model, tokenizer, noise, log)
-    if resume:
-        _restore(trainer, checkpoint)
-
-    def save(trainer: Trainer) -> None:
-        _save(trainer, tokenizer, checkpoint)
-
-    progress = trainer.run(save)
-    model.eval()
-    model.save_pretrained(out)
+    resumed = last
+    if last is not None and Progress.load(last).has_ended(recipe.stages[at]):
+        at, resumed = at + 1, None
+    for index in range(at, len(folders)):
+        trainer = CarriedTrainer(
+            lessons,
+            recipe,
+            index,
+            folder=folders[index],
+            tokenizer=tokenizer,
+            noise=noise,
+            begins_with=last if resumed is None else None,
+            report=log,
+        )
+        trainer.train(resume_from_checkpoint=_checked(resumed) if resumed is not None else None)
+        last, resumed = _last_checkpoint(folders[index]), None
+    if last is None:
+        raise RecipeError(f"{run}: the last stage ended without a checkpoint; go on with --resume")
+    load_weights(lessons.model, last)
+    lessons.model.eval()
+    lessons.model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    progress = Progress.load(last)
+    progress.begin(len(folders))
     return asdict(progress)
 
 
@@ -96,26 +116,27 @@ def _new_model(recipe: Recipe, tokenizer: Any) -> RecurrentMemoryModel:
     return RecurrentMemoryModel.from_backbone(backbone, MemoryConfig.from_dict(recipe.memory))
 
 
-def _save(trainer: Trainer, tokenizer: Any, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    trainer.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    extra = {f"module.{k}": v for k, v in trainer.modules.state_dict().items() if not k.startswith("model.")}
-    for index, parameter in enumerate(trainer.modules.parameters()):
-        for name, value in trainer.optimizer.state.get(parameter, {}).items():
-            extra[f"optimizer.{index}.{name}"] = value.detach()
-    save_file({k: v.contiguous().clone() for k, v in extra.items()}, folder / "training.safetensors")
-    with atomic_write(folder / "progress.json") as temporary:
-        temporary.write_text(json.dumps(asdict(trainer.progress)), encoding="utf-8")
+def _last_checkpoint(folder: Path) -> Path | None:
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    return Path(last) if last is not None else None
 
 
-def _restore(trainer: Trainer, folder: Path) -> None:
-    tensors = load_file(folder / "training.safetensors")
-    modules = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
-    trainer.modules.load_state_dict(modules, strict=False)
-    for index, parameter in enumerate(trainer.modules.parameters()):
-        prefix = f"optimizer.{index}."
-        values = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if values:
-            trainer.optimizer.state[parameter] = values
-    trainer.progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # the Rust library raises bare ones
+        raise RecipeError(
+            f"{folder}: its vocabulary cannot be read ({error}); remove the folder to resume from an older checkpoint"
+        ) from error
+
+
+def _checked(folder: Path) -> str:
+    """The folder's name, if the Trainer can read its own file there."""
+    path = folder / "trainer_state.json"
+    try:
+        TrainerState.load_from_json(str(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise RecipeError(
+            f"{path}: cannot be read ({error}); remove {folder} to resume from an older checkpoint"
+        ) from error
+    return str(folder)

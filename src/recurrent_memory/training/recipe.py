@@ -10,6 +10,8 @@ from pydantic import Field, field_validator
 
 from .settings import Strict, load_settings
 
+WARMUP_STEPS = 30
+
 
 class TokenizerRecipe(Strict):
     """A lossless byte-level BPE vocabulary, trained on the noise and the task's own sentences."""
@@ -19,7 +21,7 @@ class TokenizerRecipe(Strict):
 
 
 class Stage(Strict):
-    """One step of the curriculum. It ends at its target accuracy, its step limit, or its time limit.
+    """One step of the curriculum. It ends at its target accuracy or at its limit.
 
     Args:
         num_segments: Segments that gradients go back through, k.
@@ -34,14 +36,13 @@ class Stage(Strict):
         distractors: The mean number of look-alike sentences a segment; one of these for every lane.
         lanes: Texts read side by side.
         learning_rate: At the start of the stage, after 30 steps of warm-up.
-        final_learning_rate: At its end, linearly by steps (or by time where `max_minutes` ends it).
+        final_learning_rate: At its end, linearly by steps; None: the same.
         max_steps: The stage's limit.
-        target: Mean accuracy over the last steps that ends the stage; None: only the limits do.
+        target: Mean accuracy over the last steps that ends the stage, after 100 of them; None: only the limit does.
         probe: Weight of the memory probe's loss.
         binding: Weight of the binding probe's loss.
         unknown: Weight of questions about people who have not been heard of; their target is every place alike.
         keep: Weight of the loss that asks for the same memory after a segment with no fact in it.
-        max_minutes: A time limit, for the last stage.
     """
 
     num_segments: int = Field(ge=1)
@@ -60,7 +61,14 @@ class Stage(Strict):
     binding: float = 0.0
     unknown: float = 0.3
     keep: float = 0.0
-    max_minutes: float | None = None
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, the first of which is 0."""
+        warm = min(1.0, (step + 1) / WARMUP_STEPS)
+        if self.final_learning_rate is None:
+            return self.learning_rate * warm
+        done = min(1.0, step / self.max_steps)
+        return (self.learning_rate + (self.final_learning_rate - self.learning_rate) * done) * warm
 
 
 class Recipe(Strict):

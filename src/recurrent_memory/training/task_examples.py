@@ -11,6 +11,8 @@ from ..errors import ConfigError
 from ..forward import IGNORE
 from ..tasks.base import Sample, Task
 from ..tasks.compose import Boundary, ComposedStream
+from ..tasks.pieces import PieceEncoder
+from ..tasks.placing import draw_placed
 from .examples import Example
 
 Form = Literal["text", "class", "target"]
@@ -82,22 +84,38 @@ class TaskExamples:
             except ConfigError:  # the facts of this one do not fit
                 length = self.segment_length * num_segments
                 continue
-            return self._example([token for ids in stream for token in ids], sample)
+            return self.asked([token for ids in stream for token in ids], self.ending(sample))
         raise ConfigError(
             f"task {task.name!r}: its facts do not fit into {num_segments} segments of {self.segment_length} tokens; "
             "begin with more segments, or take longer ones"
         )
 
-    def _example(self, text: list[int], sample: Sample) -> Example:
+    def draw_placed(self, rng: random.Random, length: int) -> tuple[Sample, list[int], int | None, Iterator[str]]:
+        """A sample of one of the tasks, where its facts are put in a text's first `length` tokens, and its noise.
+
+        Raises:
+            ConfigError: if no sample fits.
+        """
+        task = self.tasks[rng.randrange(len(self.tasks))]
+        sample, targets, limit = draw_placed(task, PieceEncoder(self.tokenizer), length, rng)
+        return sample, targets, limit, _noise_from(self.noise, random.Random(rng.getrandbits(64)))
+
+    def ending(self, sample: Sample) -> Example:
+        """The question, the answer after it where the model writes on, and the labels of both."""
         question = self._ids(sample.question)
-        ids = text + question
         if self.form == "class":
-            return {"input_ids": ids, "labels": self.classes.index(sample.answer), "text_length": len(text)}
+            return {"input_ids": question, "labels": self.classes.index(sample.answer)}
         if self.form == "target":
-            return {"input_ids": ids, "labels": [*self._ids(sample.answer), *self._end()], "text_length": len(text)}
+            return {"input_ids": question, "labels": [*self._ids(sample.answer), *self._end()]}
         answer = [*self._ids(f" {sample.answer}"), *self._end()]
-        labels = [IGNORE] * len(ids) + answer
-        return {"input_ids": ids + answer, "labels": labels, "text_length": len(text)}
+        return {"input_ids": question + answer, "labels": [IGNORE] * len(question) + answer}
+
+    def asked(self, text: list[int], ending: Example) -> Example:
+        """A text with its ending."""
+        labels = ending["labels"]
+        if self.form == "text" and not isinstance(labels, int):
+            labels = [IGNORE] * len(text) + labels
+        return {"input_ids": text + ending["input_ids"], "labels": labels, "text_length": len(text)}
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

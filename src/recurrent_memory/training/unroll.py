@@ -32,11 +32,13 @@ class Cell:
         loss: The sum of the cross-entropies of its predictions, divided by the number of labels in the batch; None
             where nothing is predicted.
         num_right: `[]` predictions whose most likely class is the label.
+        num_wrong: `[B]` predictions of each row whose most likely class is not the label.
     """
 
     tensors: dict[str, Tensor]
     loss: Float[Tensor, ""] | None = None
     num_right: Int[Tensor, ""] | None = None
+    num_wrong: Int[Tensor, " B"] | None = None
 
 
 class Unrolling:
@@ -163,7 +165,9 @@ class Unrolling:
         target = target[needed]
         logits = at_least_float32(self.view.head(hidden[needed]))
         loss = cross_entropy(logits, target, reduction="sum") / self.num_items
-        return Cell(after.tensors, loss, (logits.detach().argmax(-1) == target).sum())
+        is_right = logits.detach().argmax(-1) == target
+        wrong = torch.zeros_like(self.folds).index_add(0, needed.nonzero()[:, 0], (~is_right).long())
+        return Cell(after.tensors, loss, is_right.sum(), wrong)
 
     def _answer(self, index: int, segment: Segment, before: dict[str, Tensor], after: dict[str, Tensor]) -> Cell:
         """The rows whose last segment this is: their class, or what the decoder writes."""
@@ -183,9 +187,12 @@ class Unrolling:
         counted = labels != IGNORE
         # The model's is a mean over the labels that it was given. A quotient of whole numbers would be float32.
         loss = output.loss * counted.sum() / self.num_items
+        wrong = torch.zeros_like(self.folds)
         if labels.is_floating_point():
-            return Cell(after, loss, torch.zeros((), dtype=torch.long, device=labels.device))
-        return Cell(after, loss, ((output.logits.detach().argmax(-1) == labels) & counted).sum())
+            return Cell(after, loss, torch.zeros((), dtype=torch.long, device=labels.device), wrong)
+        is_right = output.logits.detach().argmax(-1) == labels
+        wrong = wrong.index_copy(0, rows, (~is_right & counted).reshape(len(rows), -1).sum(1))
+        return Cell(after, loss, (is_right & counted).sum(), wrong)
 
     def final_state(self, tensors: dict[str, Tensor]) -> MemoryState:
         """The state after the text, cut from the graph, with the memory after the last segment."""

@@ -1,0 +1,178 @@
+"""What is learned from carried lanes: questions on the side after every segment, probes, and to keep what is known.
+
+Gradients go back through the segments of one step; the memory comes into it cut from the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+
+from ..errors import RecipeError
+from ..memories.carry import SignCarry
+from ..model import RecurrentMemoryModel
+from ..segments import Segment
+from ..state import MemoryState
+from ..tasks.whereabouts import PEOPLE, PLACES, question
+from .carried_lanes import CarriedLanes
+from .carried_progress import Progress, average
+from .lanes import Lane
+from .probes import BindingProbe, MemoryProbe, first_layer
+from .recipe import Recipe, Stage
+
+OLD_SEGMENTS = 10
+KEEP_MARGIN = 0.5
+
+
+class Lessons:
+    """The losses of a model that reads carried lanes, and what is counted on the way.
+
+    Args:
+        recipe: The recipe.
+        model: The model.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        RecipeError: if a place is more than one token, or questions are not equally long.
+    """
+
+    def __init__(self, recipe: Recipe, model: RecurrentMemoryModel, tokenizer: Any) -> None:
+        self.model, self.num_questions, self.progress = model, recipe.questions, Progress()
+        self.ids = {p: tokenizer(question(p), add_special_tokens=False)["input_ids"] for p in PEOPLE}
+        answers = [tokenizer(f" {place}", add_special_tokens=False)["input_ids"] for place in PLACES]
+        if len({len(ids) for ids in self.ids.values()}) > 1 or any(len(ids) != 1 for ids in answers):
+            raise RecipeError("the vocabulary is too small: every place must be one token, every question equally long")
+        self.answers = torch.tensor([ids[0] for ids in answers])
+        self.end_of_text = tokenizer.eos_token_id
+        width, config = model.view.embedding_width, model.memory_config
+        self.memory_probe = MemoryProbe(config.num_memory_tokens, width)
+        self.binding_probe = BindingProbe(first_layer(model.backbone, model.backbone.config.num_hidden_layers), width)
+        self.probes = nn.ModuleDict({"memory": self.memory_probe, "binding": self.binding_probe})
+        self._carried: Tensor | None = None
+        carry = getattr(model.memory, "carry", None)
+        if isinstance(carry, SignCarry):
+            carry.register_forward_hook(self._see_carried)
+
+    def _see_carried(self, _module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        self._carried = inputs[0]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained: the model and the probes."""
+        return [*self.model.parameters(), *self.probes.parameters()]
+
+    def read(self, stage: Stage, carried: CarriedLanes) -> Tensor | None:
+        """Read a step's segments of every lane; the loss, or None where there was nothing to ask."""
+        progress, lanes, state = self.progress, carried.lanes, carried.state
+        total, weight, kept = torch.zeros(()), 0.0, torch.zeros(())
+        right: list[float] = []
+        old: list[float] = []
+        text_start = self.model.memory_config.num_memory_tokens
+        for _ in range(stage.num_segments):
+            segment = carried.take()
+            before = state.memory.detach()
+            state = self.model.step(segment, state)[1]
+            quiet = torch.tensor([lane.quiet and bool(lane.known) for lane in lanes])
+            if stage.keep and bool(quiet.any()):
+                kept = kept + self._kept_loss(stage, state.memory[quiet], before[quiet], quiet)
+            progress.tokens += int(segment.lengths.sum())
+            if stage.binding:
+                total = total + stage.binding * self.binding_probe.loss(lanes, text_start)
+            if stage.probe:
+                loss, accuracy = self.memory_probe.loss(state.memory, lanes)
+                total = total + 0.5 * stage.probe * loss
+                progress.probe_accuracy = average(progress.probe_accuracy, accuracy)
+            asked = self._draw_questions(carried, ask_unknown=stage.unknown > 0)
+            if asked:
+                loss, number = self._answer_loss(stage, state, lanes, asked, right, old)
+                total, weight = total + loss, weight + number
+        carried.state = state.detach()
+        if right:
+            progress.accuracy = average(progress.accuracy, sum(right) / len(right), progress.step)
+        if old:
+            progress.accuracy_old = average(progress.accuracy_old, sum(old) / len(old), progress.step)
+        return total / weight + kept if weight else None
+
+    def count_loss(self, loss: float) -> None:
+        """Take a step's loss into the average."""
+        self.progress.loss = average(self.progress.loss, loss, self.progress.step)
+
+    @torch.no_grad()
+    def find_lost(self, carried: CarriedLanes) -> None:
+        """Ask for all facts, drop those answered wrongly, and name the lanes in which there is none left."""
+        lanes, progress = carried.lanes, self.progress
+        asked = [(row, person) for row, lane in enumerate(lanes) for person in lane.known]
+        carried.lost = set()
+        if not asked:
+            return
+        ids = torch.tensor([self.ids[person] for _, person in asked])
+        memory = carried.state.index(torch.tensor([row for row, _ in asked])).tensors
+        hidden, seen = self.model.memory.look(self.model.view, Segment.full(ids), memory)
+        said = self.model.view.head(seen.text_of(hidden)[:, -1:])[:, 0].argmax(-1)
+        right = said == self.answers[[PLACES.index(lanes[row].known[person]) for row, person in asked]]
+        old = [lanes[row].age[person] > OLD_SEGMENTS for row, person in asked]
+        progress.lost = average(progress.lost, 1 - float(right.float().mean()))
+        if any(old):
+            progress.lost_old = average(progress.lost_old, 1 - float(right[torch.tensor(old)].float().mean()))
+        progress.mean_age = average(
+            progress.mean_age, sum(lanes[row].age[person] for row, person in asked) / len(asked)
+        )
+        for (row, person), hit in zip(asked, right.tolist(), strict=True):
+            if not hit:
+                lanes[row].forget(person)
+        carried.lost = {row for row, lane in enumerate(lanes) if lane.lost and not lane.known}
+
+    def _kept_loss(self, stage: Stage, memory: Tensor, before: Tensor, quiet: Tensor) -> Tensor:
+        """That a memory stays as it was before a segment with no fact in it."""
+        moved = (memory - before).pow(2).mean()
+        change = moved
+        if self._carried is not None:  # signs: that every number stays on its side, by a margin
+            change = (KEEP_MARGIN - self._carried[quiet] * before.sign()).relu().mean()
+        self.progress.moved = average(self.progress.moved, float(moved.detach()))
+        return stage.keep * change / stage.num_segments
+
+    def _draw_questions(self, carried: CarriedLanes, *, ask_unknown: bool) -> list[tuple[int, str]]:
+        asked: list[tuple[int, str]] = []
+        rng = carried.rng
+        for row, lane in enumerate(carried.lanes):
+            known = sorted(lane.known)
+            asked += [(row, p) for p in rng.sample(known, min(self.num_questions, len(known)))]
+            unknown = [p for p in PEOPLE if p not in lane.known and p not in lane.lost]
+            if ask_unknown and unknown and rng.random() < 0.3:
+                asked.append((row, rng.choice(unknown)))
+        return asked
+
+    def _answer_loss(
+        self,
+        stage: Stage,
+        state: MemoryState,
+        lanes: Sequence[Lane],
+        asked: list[tuple[int, str]],
+        right: list[float],
+        old: list[float],
+    ) -> tuple[Tensor, float]:
+        """The question in a fresh segment; its answer, then the end of text. Of the unknown, every place alike."""
+        rows = torch.tensor([row for row, _ in asked])
+        target = torch.tensor([PLACES.index(lanes[row].known[p]) if p in lanes[row].known else -1 for row, p in asked])
+        known = target >= 0
+        given = torch.where(known, target, torch.randint(len(PLACES), target.shape))
+        ids = torch.cat([torch.tensor([self.ids[p] for _, p in asked]), self.answers[given][:, None]], 1)
+        hidden, seen = self.model.memory.look(self.model.view, Segment.full(ids), state.index(rows).tensors)
+        logits = self.model.view.head(seen.text_of(hidden)[:, -2:].flatten(0, 1)).unflatten(0, (-1, 2)).float()
+        scores = log_softmax(logits[:, 0], -1)[:, self.answers]
+        of_answer = torch.where(known, -scores.gather(1, given[:, None])[:, 0], -scores.mean(1))
+        of_end = -log_softmax(logits[:, 1], -1)[:, self.end_of_text]
+        weights = torch.where(known, 1.0, stage.unknown)
+        hits = (logits[:, 0].argmax(-1) == self.answers[given]).tolist()
+        for (row, person), hit, is_known in zip(asked, hits, known.tolist(), strict=True):
+            if is_known:
+                right.append(float(hit))
+                if lanes[row].age[person] >= OLD_SEGMENTS:
+                    old.append(float(hit))
+        if not bool(known.all()):
+            sure = float(scores.detach()[~known].max(1).values.exp().mean())
+            self.progress.unknown_confidence = average(self.progress.unknown_confidence, sure)
+        return ((of_answer + 0.1 * of_end) * weights).sum(), float(weights.sum())

@@ -1,0 +1,112 @@
+"""A stage on carried lanes: `RecurrentMemoryTrainer`, its examples taken from texts that go on from step to step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers import TrainingArguments
+
+from ..errors import ConfigError, RecipeError
+from ..model import RecurrentMemoryModel
+from .bptt import Outcome
+from .task_examples import TaskExamples
+from .task_lanes import Carried, TaskLanes
+from .trainer import RecurrentMemoryTrainer
+
+LANES_FILE = "lanes.json"
+
+
+class LaneTrainer(RecurrentMemoryTrainer):
+    """Trains on carried lanes, one for each row of the batch; held-out accuracy is that of drawn examples.
+
+    Args:
+        model: The model.
+        args: The Trainer's settings.
+        examples: The tasks.
+        num_segments: Segments of a step, which gradients go back through.
+        carried: How lanes are carried.
+        **settings: Of `RecurrentMemoryTrainer`.
+
+    Raises:
+        ConfigError: if several processes were started, or a batch has several parts.
+    """
+
+    def __init__(
+        self,
+        model: RecurrentMemoryModel,
+        args: TrainingArguments,
+        *,
+        examples: TaskExamples,
+        num_segments: int,
+        carried: Carried,
+        **settings: Any,
+    ) -> None:
+        if args.world_size > 1 or args.gradient_accumulation_steps > 1:
+            raise ConfigError(
+                "lanes are carried in one process, a batch in one part; start it without torchrun, with batch.parts: 1"
+            )
+        self.lanes = TaskLanes(
+            model,
+            examples,
+            carried,
+            num_lanes=args.train_batch_size,
+            num_segments=num_segments,
+            seed=args.seed,
+        )
+        super().__init__(model, args, examples=examples, num_segments=num_segments, **settings)
+        self.train_dataset = cast(Any, _Counted(args.max_steps * args.train_batch_size))
+        self.data_collator = cast(Any, _collate)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Read the next segments of every lane, then its question; the loss and its gradients."""
+        del inputs, num_items_in_batch
+        batch, state = self.lanes.next(self.state.global_step)
+        return super().training_step(model, {**batch, "memory_state": state}, None)
+
+    def _look_at(self, outcome: Outcome) -> None:
+        super()._look_at(outcome)
+        self.lanes.finish(self.state.global_step, outcome)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean age of the lanes, in segments."""
+        if "loss" in logs:
+            logs["mean_age"] = round(self.lanes.mean_age, 1)
+        super().log(logs, start_time)
+
+    def _save_training(self, folder: Path) -> None:
+        super()._save_training(folder)
+        (folder / LANES_FILE).write_text(json.dumps(self.lanes.standing()), encoding="utf-8")
+
+    def _training_values(self) -> dict[str, Any]:
+        return {**super()._training_values(), "lanes": self.lanes.memory_values()}
+
+    def _load_training(self, folder: Path, values: dict[str, Any]) -> None:
+        super()._load_training(folder, values)
+        path = folder / LANES_FILE
+        try:
+            standing = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"{path}: cannot be read ({error}); resume from an older checkpoint") from error
+        self.lanes.restore(standing, values.get("lanes", {}))
+
+
+class _Counted:
+    """So many items, which are their numbers: what the Trainer counts its steps by."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def _collate(items: list[int]) -> dict[str, Any]:
+    return {"items": items}

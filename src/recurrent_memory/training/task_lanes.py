@@ -1,0 +1,219 @@
+"""Carried lanes: texts without end, each with the facts of a sample near its start, asked again and again.
+
+A lane keeps its memory from step to step, cut from the graph, so a model learns from memories that are far older than the
+segments that gradients go back through. A lane ends at random, or when its answer was wrong: then what was said is gone,
+and nothing more is to be learned from it.
+
+What a lane reads is a function of its seed, of how many lives it has had and of how far it has come: that is all that a
+checkpoint keeps of it, besides its memory.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, RecipeError
+from ..model import RecurrentMemoryModel
+from ..state import MemoryState
+from ..tasks.noise_window import NoiseWindow, SampleText
+from .bptt import Outcome
+from .examples import Example, collate
+from .task_examples import TaskExamples
+
+_SKIPPED_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """How lanes are carried.
+
+    Args:
+        lifetime: The mean number of segments that a lane lives for, where nothing else ends it.
+        drop_lost: Whether a lane whose answer was wrong begins a new text.
+        first_segments: The facts stand in so many first segments; they are asked for after these, and then in every step.
+
+    Raises:
+        ConfigError: if a number is below 1.
+    """
+
+    lifetime: float = 1000.0
+    drop_lost: bool = True
+    first_segments: int = 4
+
+    def __post_init__(self) -> None:
+        if self.lifetime < 1 or self.first_segments < 1:
+            raise ConfigError(
+                f"lifetime={self.lifetime} and first_segments={self.first_segments} of carried lanes must be at least 1"
+            )
+
+
+@dataclass(slots=True)
+class _Life:
+    """What is left of a lane in a checkpoint."""
+
+    number: int = 0
+    tokens: int = 0
+
+
+class TaskLane:
+    """One lane.
+
+    Args:
+        examples: The tasks, the noise and the form of the answer.
+        seed: The lane's.
+        first_tokens: The facts stand in the first so many tokens.
+        max_question: The most tokens that a question and its answer may have.
+    """
+
+    def __init__(self, examples: TaskExamples, seed: str, first_tokens: int, max_question: int) -> None:
+        self._examples, self._seed = examples, seed
+        self._first_tokens, self._max_question = first_tokens, max_question
+        self.life = _Life(-1)
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin a new text."""
+        self._begin(_Life(self.life.number + 1))
+
+    def _begin(self, life: _Life) -> None:
+        self.life = life
+        rng = random.Random(f"{self._seed}/{life.number}")
+        sample, targets, limit, noise = self._examples.draw_placed(rng, self._first_tokens)
+        self._ending = self._examples.ending(sample)
+        if len(self._ending["input_ids"]) > self._max_question:
+            raise ConfigError(
+                f"a question with its answer has {len(self._ending['input_ids'])} tokens, more than a segment "
+                f"({self._max_question}); take a greater segment_length"
+            )
+        self._window = NoiseWindow(noise, self._examples.tokenizer)
+        self._text = SampleText(self._window, sample.facts, targets, self._examples.boundary, limit)
+
+    def take(self, num_tokens: int) -> Example:
+        """The next tokens of the text, and the question after them."""
+        return self._examples.asked(self._slice(num_tokens), self._ending)
+
+    def _slice(self, num_tokens: int) -> list[int]:
+        start = self.life.tokens
+        ids: list[int] = self._text.slice(start, start + num_tokens).tolist()
+        self.life.tokens += num_tokens
+        self._window.forget(self._text.needs(self.life.tokens))
+        return ids
+
+    def restore(self, number: int, tokens: int) -> None:
+        """Stand where a lane stood."""
+        self._begin(_Life(number))
+        while self.life.tokens < tokens:
+            self._slice(min(_SKIPPED_TOKENS, tokens - self.life.tokens))
+
+
+class TaskLanes:
+    """All lanes of a process, and what they remember.
+
+    Args:
+        model: The model.
+        examples: What is learned.
+        carried: How lanes are carried.
+        num_lanes: How many.
+        num_segments: Segments of a step.
+        seed: Of everything that is drawn.
+        first_lane: The number of the first lane: with several processes each has its own.
+    """
+
+    def __init__(
+        self,
+        model: RecurrentMemoryModel,
+        examples: TaskExamples,
+        carried: Carried,
+        *,
+        num_lanes: int,
+        num_segments: int,
+        seed: int,
+        first_lane: int = 0,
+    ) -> None:
+        self._model, self._carried, self._examples = model, carried, examples
+        self._length, self._num_segments = model.memory_config.segment_length, num_segments
+        self._seed = f"{seed}/lanes/{num_segments}"
+        self._numbers = range(first_lane, first_lane + num_lanes)
+        first_tokens = carried.first_segments * self._length
+        self._lanes = [
+            TaskLane(examples, f"{self._seed}/{number}", first_tokens, self._length) for number in self._numbers
+        ]
+        self.state = model.initial_state(num_lanes)
+        self._fresh = torch.ones(num_lanes, dtype=torch.bool)
+        self.mean_age = 0.0
+
+    def next(self, step: int) -> tuple[dict[str, Tensor], MemoryState]:
+        """The batch of a step, and the state that it goes on from.
+
+        A lane that begins reads its first segments at once, so that what is asked for has been said.
+        """
+        self.state = self._model.initial_state(len(self._lanes)).where(
+            self._fresh.to(self.state.device), self.state.detach()
+        )
+        examples: list[Example] = []
+        for number, lane, fresh in zip(self._numbers, self._lanes, self._fresh.tolist(), strict=True):
+            rng = random.Random(f"{self._seed}/{number}/{step}")
+            segments = max(self._carried.first_segments, self._num_segments) if fresh else self._num_segments
+            tokens = segments * self._length
+            if rng.random() < self._examples.partial:
+                tokens -= rng.randrange(self._length)
+            examples.append(lane.take(max(tokens, self._carried.first_segments * self._length if fresh else 1)))
+        return collate(examples), self.state
+
+    def finish(self, step: int, outcome: Outcome) -> None:
+        """Keep what the lanes remember after the text, the question not among it, and end those whose time has come."""
+        after = outcome.memory_state
+        nothing = torch.zeros_like(after.pending_lengths)
+        self.state = after.with_pending(after.pending[:, :0], nothing).detach()
+        wrong = (outcome.num_wrong > 0).tolist()
+        self.mean_age = sum(lane.life.tokens for lane in self._lanes) / len(self._lanes) / self._length
+        for index, (number, lane) in enumerate(zip(self._numbers, self._lanes, strict=True)):
+            rng = random.Random(f"{self._seed}/{number}/{step}/end")
+            ends = rng.random() < self._num_segments / self._carried.lifetime
+            self._fresh[index] = ends or (self._carried.drop_lost and wrong[index])
+            if self._fresh[index]:
+                lane.renew()
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def standing(self) -> dict[str, Any]:
+        """How far the lanes are, for JSON."""
+        return {"lives": [asdict(lane.life) for lane in self._lanes], "fresh": self._fresh.tolist()}
+
+    def memory_values(self) -> dict[str, Tensor]:
+        """What they remember."""
+        return {
+            **{f"memory.{name}": tensor for name, tensor in self.state.tensors.items()},
+            "tokens_read": self.state.tokens_read,
+            "segments_folded": self.state.segments_folded,
+        }
+
+    def restore(self, standing: dict[str, Any], values: dict[str, Tensor]) -> None:
+        """Stand where the lanes stood.
+
+        Raises:
+            RecipeError: if the checkpoint is of other lanes.
+        """
+        try:
+            lives = [(int(life["number"]), int(life["tokens"])) for life in standing["lives"]]
+            fresh = [bool(flag) for flag in standing["fresh"]]
+            tensors = {name: values[f"memory.{name}"] for name in self.state.tensors}
+            counts = values["tokens_read"], values["segments_folded"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecipeError(f"the checkpoint has no carried lanes ({error}); resume from another one") from error
+        if len(lives) != len(self._lanes):
+            raise RecipeError(
+                f"the checkpoint has {len(lives)} lanes, the recipe {len(self._lanes)}; take the recipe that it is of"
+            )
+        for lane, life in zip(self._lanes, lives, strict=True):
+            lane.restore(*life)
+        self._fresh = torch.tensor(fresh)
+        rows = torch.ones(len(lives), dtype=torch.bool, device=self.state.device)
+        state = self.state.folded({name: tensor.to(self.state.device) for name, tensor in tensors.items()}, rows)
+        tokens_read, segments_folded = (count.to(self.state.device) for count in counts)
+        self.state = replace(state, tokens_read=tokens_read, segments_folded=segments_folded)

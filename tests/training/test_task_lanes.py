@@ -1,0 +1,162 @@
+"""Lanes carry their memory from step to step: as one reading of the whole text, and through a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recurrent_memory import RecurrentMemoryModel
+from recurrent_memory.errors import ConfigError, RecipeError
+from recurrent_memory.tasks.registry import load_task
+from recurrent_memory.training.bptt import Backpropagation, backpropagate
+from recurrent_memory.training.curriculum import Curriculum, Stage, train_curriculum
+from recurrent_memory.training.lane_trainer import LaneTrainer
+from recurrent_memory.training.task_examples import TaskExamples
+from recurrent_memory.training.task_lanes import Carried, TaskLanes
+from tiny_models import prose, tiny_model, tiny_tokenizer
+from training.copy_task import arguments
+
+LENGTH = 32
+NOISE = [[prose(600, seed=1)], [prose(900, seed=3)]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def model_of(seed: int = 0) -> RecurrentMemoryModel:
+    from tiny_models import MemoryConfig, tiny_backbone
+
+    memory = MemoryConfig(num_memory_tokens=2, segment_length=LENGTH)
+    return RecurrentMemoryModel.from_backbone(tiny_backbone(seed), memory)
+
+
+def examples_of(*names: str, partial: float = 0.3) -> TaskExamples:
+    return TaskExamples(tuple(map(load_task, names)), NOISE, tiny_tokenizer(), LENGTH, partial=partial)
+
+
+def lanes_of(model: RecurrentMemoryModel, carried: Carried, **settings: Any) -> TaskLanes:
+    values: dict[str, Any] = {"num_lanes": 3, "num_segments": 2, "seed": 5}
+    return TaskLanes(model, examples_of("detect"), carried, **(values | settings))
+
+
+def test_what_is_carried_is_the_memory_of_the_text_without_its_questions() -> None:
+    model = model_of().double()
+    lanes = lanes_of(model, Carried(lifetime=1e9, drop_lost=False, first_segments=3))
+    texts: list[list[int]] = [[], [], []]
+    breaks: list[list[int]] = [[], [], []]
+    for step in range(6):
+        batch, state = lanes.next(step)
+        for row, (ids, length) in enumerate(zip(batch["input_ids"], batch["text_lengths"].tolist(), strict=True)):
+            assert length > (2 * LENGTH if step == 0 else LENGTH)
+            texts[row] += ids[:length].tolist()
+            breaks[row].append(length)
+        lanes.finish(step, backpropagate(model, **batch, memory_state=state, method=Backpropagation()))
+    for row in range(3):
+        state, start = model.initial_state(1), 0
+        for length in breaks[row]:  # a question's place breaks a segment, so the text is read piece by piece
+            state = model.fold(model.read(torch.tensor([texts[row][start : start + length]]), memory_state=state))
+            start += length
+        assert torch.allclose(lanes.state.memory[row], state.memory[0], atol=1e-10)
+        assert int(lanes.state.tokens_read[row]) > len(texts[row])  # with the questions, which are not remembered
+    assert lanes.mean_age == pytest.approx(sum(map(len, texts)) / 3 / LENGTH)
+
+
+def test_the_fact_stands_in_the_first_segments_and_is_asked_in_every_step() -> None:
+    model = model_of()
+    lanes = lanes_of(model, Carried(lifetime=1e9, drop_lost=False, first_segments=3))
+    said = lanes.next(0)[0]
+    text = tiny_tokenizer().decode(said["input_ids"][0, : int(said["text_lengths"][0])])
+    answers = []
+    for step in range(1, 4):
+        batch, _ = lanes.next(step)
+        row, length = batch["input_ids"][0], int(batch["text_lengths"][0])
+        answers.append(tiny_tokenizer().decode(row[length:][batch["attention_mask"][0, length:].bool()]))
+    assert len(set(answers)) == 1
+    person, _, place = answers[0].removeprefix("Where is ").removesuffix("<|endoftext|>").partition("? ")
+    assert f"{person} " in text
+    assert f"the {place}." in text
+
+
+def test_lanes_end_at_random_and_when_they_were_wrong() -> None:
+    model = model_of()
+    for carried, ended in ((Carried(1.0, drop_lost=False), 3), (Carried(1e9), 3), (Carried(1e9, drop_lost=False), 0)):
+        lanes = lanes_of(model, carried)  # nothing learned: every answer is wrong
+        batch, state = lanes.next(0)
+        lanes.finish(0, backpropagate(model, **batch, memory_state=state, method=Backpropagation()))
+        assert sum(life["number"] for life in lanes.standing()["lives"]) == ended
+        _, state = lanes.next(1)
+        fresh = model.initial_state(3)
+        assert torch.equal(state.memory, fresh.memory) == (ended == 3)
+
+
+def test_a_question_longer_than_a_segment_is_named() -> None:
+    short = TaskExamples((load_task("detect"),), NOISE, tiny_tokenizer(), 4, partial=0.0)
+    with pytest.raises(ConfigError, match="a question with its answer has .* tokens, more than a segment"):
+        TaskLanes(tiny_model(segment_length=4), short, Carried(first_segments=40), num_lanes=1, num_segments=1, seed=0)
+
+
+STAGES = Curriculum((Stage(1, 2), Stage(2, 5, learning_rate=1e-3, eval_segments=3, carried=Carried(8.0, False, 2))))
+
+
+def trained(out: Path, **settings: Any) -> RecurrentMemoryModel:
+    model = model_of()
+    train_curriculum(
+        model, arguments(out, eval_steps=2), examples=examples_of("detect", "memorize"), curriculum=STAGES,
+        num_eval_examples=2, **settings,
+    )  # fmt: skip
+    return model
+
+
+def test_a_carried_stage_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = trained(tmp_path / "whole").state_dict()
+    step = LaneTrainer.training_step
+
+    def interrupt(trainer: LaneTrainer, *args: Any) -> Any:
+        if trainer.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(trainer, *args)
+
+    monkeypatch.setattr(LaneTrainer, "training_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "stopped")
+    monkeypatch.setattr(LaneTrainer, "training_step", step)
+    resumed = trained(tmp_path / "stopped", resume=True).state_dict()
+    for name, weight in expected.items():
+        assert torch.equal(resumed[name], weight), name
+
+
+def test_a_carried_stage_that_cannot_be_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"start it without torchrun, with batch.parts: 1"):
+        train_curriculum(
+            model_of(), arguments(tmp_path / "a", gradient_accumulation_steps=2), examples=examples_of("detect"),
+            curriculum=Curriculum(STAGES.stages[1:]),
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match="lifetime=0.5 and first_segments=4 of carried lanes must be at least 1"):
+        Carried(0.5)
+    model = model_of()
+    lanes = lanes_of(model, Carried())
+    with pytest.raises(RecipeError, match="the checkpoint has no carried lanes"):
+        lanes.restore({}, {})
+    with pytest.raises(RecipeError, match="the checkpoint has 3 lanes, the recipe 2"):
+        lanes_of(model, Carried(), num_lanes=2).restore(lanes.standing(), lanes.memory_values())
+
+
+def test_where_the_question_begins_reaches_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    from recurrent_memory.training import trainer
+
+    def looking(model: Any, **inputs: Any) -> Any:
+        seen.append("text_lengths" in inputs)
+        return backpropagate(model, **inputs)
+
+    monkeypatch.setattr(trainer, "backpropagate", looking)
+    train_curriculum(
+        model_of(), arguments(tmp_path), examples=examples_of("detect"), curriculum=Curriculum.of([2], 2),
+        num_eval_examples=2,
+    )  # fmt: skip
+    assert seen == [True, True]
