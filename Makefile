@@ -15,10 +15,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 PROJECT := pyproject.toml constraints.txt
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-lm-eval lint clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.installed ## hide facts in a text of a million tokens, read it once, ask for them
 	$(BIN)/rmt demo $(DEMO_ARGS)
@@ -26,6 +26,9 @@ demo: $(VENV)/.installed ## hide facts in a text of a million tokens, read it on
 # One thread for each of the two test processes: more threads than cores make small models slower, not faster.
 test: $(VENV)/.installed-test ## run the tests, all but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m "not slow" $(PYTEST_ARGS)
+
+test-lm-eval: $(VENV)/.installed-lm-eval ## the tests of the adapter for lm-evaluation-harness; half a gigabyte to install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/evaluation/test_lm_harness.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff, its formatter and pyright
 	$(BIN)/ruff check .
@@ -53,6 +56,10 @@ $(VENV)/.installed: $(PROJECT) | $(BIN)/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
+	@touch $@
+
+$(VENV)/.installed-lm-eval: $(VENV)/.installed-test
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test,lm-eval]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test

@@ -107,7 +107,7 @@ def _classify(
     input_ids, mask = _left_padded(ids, model.device)
     logits = model(input_ids=input_ids, attention_mask=mask, memory_state=state).logits
     best, classes = _best(logits)
-    names: dict[int, str] = model.backbone.config.id2label or {}
+    names: dict[Any, str] = dict(model.backbone.config.id2label or {})
     return [
         Answer(question, names.get(number, str(number)), float(log_probability.exp()), ())
         for question, number, log_probability in zip(questions, classes.tolist(), best, strict=True)

@@ -228,7 +228,8 @@ class SampleText:
         boundary: Boundary = "sentence",
         limit: int | None = None,
     ) -> None:
-        self._window, self._boundary, self._limit = window, boundary, limit
+        self._window, self._limit = window, limit
+        self._boundary: Boundary = boundary
         self._clusters = _clusters(targets, facts) if targets else []
         self._done: list[tuple[int, np.ndarray]] = []  # what stands where, up to `_position`
         self._position = 0  # of the text: from here on it is the noise from `_noise` on
