@@ -27,7 +27,10 @@ def test_it_cannot_be_changed() -> None:
         ({"num_memory_tokens": True}, "num_memory_tokens=True must be an int of at least 0, not bool"),
         ({"num_memory_tokens": "4"}, "num_memory_tokens='4' must be an int of at least 0, not str"),
         ({"num_memory_tokens": None}, "num_memory_tokens=None must be an int of at least 0, not NoneType"),
-        ({"kind": "elephant"}, "kind='elephant' is not a kind of memory; choose one of tokens"),
+        ({"kind": "elephant"}, "kind='elephant' is not a kind of memory; choose one of associative, tokens"),
+        ({"kind": "associative", "carry": "sign"}, "carry='sign' is of kind='tokens' only; leave it out of kind="),
+        ({"key_width": 0}, "key_width=0 must be at least 1"),
+        ({"dpfp_order": 1.5}, "dpfp_order=1.5 must be an int of at least 1, not float"),
         ({"kind": None}, "kind=None is not a kind of memory"),
         ({"carry": "pigeon"}, "carry='pigeon' is not a way to carry; choose one of hidden, sign"),
     ],
@@ -45,7 +48,8 @@ def test_there_and_back() -> None:
     assert MemoryConfig.from_dict(config.to_dict()) == config
     with pytest.raises(
         ConfigError,
-        match=r"unknown memory settings \['size'\]; known are \['carry', 'kind', 'num_memory_tokens', 'segment_length'\]",
+        match=r"unknown memory settings \['size'\]; known are \['carry', 'dpfp_order', 'key_width', 'kind', 'num_memory_tokens', "
+        r"'segment_length'\]",
     ):
         MemoryConfig.from_dict({"size": 3})
     with pytest.raises(ConfigError, match="segment_length=-1 must be at least 1"):

@@ -20,7 +20,9 @@ class MemoryConfig:
         segment_length: S, text tokens in a segment. Counts neither memory nor special tokens.
         kind: The way of remembering, a name from `recurrent_memory.memories`.
         carry: What is carried of the hidden state at the write positions: `hidden`, all of it, as in the papers; `sign`,
-            one bit of each of its numbers, which lasts for longer.
+            one bit of each of its numbers, which lasts for longer. Of `kind="tokens"` only.
+        key_width: d_mem, the width of keys and queries before their feature map; of `kind="associative"` only.
+        dpfp_order: ν of the feature map, which makes K = 2·ν·d_mem features; of `kind="associative"` only.
 
     Raises:
         ConfigError: if a value is of the wrong type or out of range.
@@ -34,16 +36,21 @@ class MemoryConfig:
     segment_length: int = 512
     kind: str = "tokens"
     carry: str = "hidden"
+    key_width: int = 64
+    dpfp_order: int = 3
 
     def __post_init__(self) -> None:
         _check_int("num_memory_tokens", self.num_memory_tokens, minimum=0)
-        _check_int("segment_length", self.segment_length, minimum=1)
+        for name in ("segment_length", "key_width", "dpfp_order"):
+            _check_int(name, getattr(self, name), minimum=1)
         from .memories.registry import memory_kinds
 
         if self.kind not in memory_kinds():
             raise ConfigError(f"kind={self.kind!r} is not a kind of memory; choose one of {', '.join(memory_kinds())}")
         if self.carry not in CARRY_NAMES:
             raise ConfigError(f"carry={self.carry!r} is not a way to carry; choose one of {', '.join(CARRY_NAMES)}")
+        if self.carry != "hidden" and self.kind != "tokens":
+            raise ConfigError(f"carry={self.carry!r} is of kind='tokens' only; leave it out of kind={self.kind!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a plain dictionary."""

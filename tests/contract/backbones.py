@@ -30,6 +30,7 @@ class Tiny:
         special: [CLS], [SEP], padding, </s>: ids that do not occur inside a text.
         arguments: Of `from_backbone`.
         carry: What the memory carries from segment to segment.
+        kind: The kind of memory.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Tiny:
     special: tuple[int, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
     carry: str = "hidden"
+    kind: str = "tokens"
 
     @property
     def tolerance(self) -> float:
@@ -75,6 +77,8 @@ class Tiny:
 
     def overhead(self, num_memory_tokens: int) -> int:
         """Positions of a row that are not text."""
+        if self.kind == "associative":
+            return num_memory_tokens + (0 if self.is_decoder else 2)
         if self.is_decoder:
             return 2 * num_memory_tokens
         if self.is_seq2seq:
@@ -160,7 +164,9 @@ _modernbert = _encoder(
 
 
 def _with_every_memory(backbones: list[Tiny]) -> list[Tiny]:
-    return [*backbones, *(replace(tiny, name=f"{tiny.name}+sign", carry="sign") for tiny in backbones)]
+    made = [*backbones, *(replace(tiny, name=f"{tiny.name}+sign", carry="sign") for tiny in backbones)]
+    associative = [tiny for tiny in backbones if not tiny.is_seq2seq]
+    return [*made, *(replace(tiny, name=f"{tiny.name}+associative", kind="associative") for tiny in associative)]
 
 
 DECODERS = [

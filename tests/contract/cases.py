@@ -14,6 +14,7 @@ from contract.backbones import VOCAB, M, S, Tiny
 from recurrent_memory import MemoryConfig, MemoryState, RecurrentMemoryModel
 from recurrent_memory.memories import reference
 from recurrent_memory.memories.reference import Reference
+from recurrent_memory.memories.reference_associative import AssociativeReference, Weights
 
 IGNORE = reference.IGNORE
 CARRIES = {"hidden": reference.hidden_carry, "sign": reference.sign_carry}
@@ -29,10 +30,33 @@ def model_of(
     torch.manual_seed(0)  # of the first memory
     model = RecurrentMemoryModel.from_backbone(
         backbone_of(tiny),
-        MemoryConfig(num_memory_tokens=num_memory_tokens, segment_length=segment_length, carry=tiny.carry),
+        memory_of(tiny, num_memory_tokens, segment_length),
         **tiny.arguments,
     )
+    if tiny.kind == "associative":
+        _use_every_weight(model.memory)
     return model.to(dtype).eval()
+
+
+def memory_of(tiny: Tiny, num_memory_tokens: int = M, segment_length: int = S) -> MemoryConfig:
+    return MemoryConfig(num_memory_tokens, segment_length, kind=tiny.kind, carry=tiny.carry, key_width=8, dpfp_order=3)
+
+
+def _use_every_weight(memory: torch.nn.Module) -> None:
+    """Values are zero when they are new: nothing would be remembered.
+
+    Queries are like keys, so that what is remembered is found: a query that is orthogonal to all keys divides one rounding
+    error by another.
+    """
+    with torch.no_grad():
+        for parameter in memory.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        memory.query.copy_(memory.key + torch.randn_like(memory.key) * 0.03)
+
+
+def first_parameter(model: RecurrentMemoryModel) -> str:
+    """The name of what a memory writes with."""
+    return f"memory.{next(name for name, _ in model.memory.named_parameters())}"
 
 
 def copy_of(tiny: Tiny, **kwargs: object) -> RecurrentMemoryModel:
@@ -95,14 +119,27 @@ def batch_labels(tiny: Tiny, labels: list, side: str) -> Tensor:
 
 def oracle(tiny: Tiny, model: RecurrentMemoryModel, text: Sequence[int], labels=None) -> Reference:
     """The slow way, over the backbone's own layers."""
-    memory = model.memory.initial_memory
     length = model.memory_config.segment_length
+    if tiny.kind == "associative":
+        weights = Weights(**dict(model.memory.named_parameters()), order=model.memory_config.dpfp_order)
+        special = () if tiny.is_decoder else tiny.cls_and_sep
+        return AssociativeReference(model.backbone, weights, special[:1], special[1:], is_causal=tiny.is_decoder).read(
+            text, length, labels
+        )
+    memory = model.memory.initial_memory
     carry = CARRIES[tiny.carry]
     if tiny.is_decoder:
         return reference.decoder(model.backbone, memory, text, length, labels, carry)
     if tiny.is_seq2seq:
         return reference.seq2seq(model.backbone, memory, text, length, eos_id=1, labels=labels, carry=carry)
     return reference.encoder(model.backbone, memory, text, length, *tiny.cls_and_sep, labels, carry)
+
+
+def associative_reference(tiny: Tiny, model: RecurrentMemoryModel) -> AssociativeReference:
+    """The slow way of an associative memory, before any text."""
+    weights = Weights(**dict(model.memory.named_parameters()), order=model.memory_config.dpfp_order)
+    special = () if tiny.is_decoder else tiny.cls_and_sep
+    return AssociativeReference(model.backbone, weights, special[:1], special[1:], is_causal=tiny.is_decoder)
 
 
 def oracle_logits(reference: Reference) -> Tensor:

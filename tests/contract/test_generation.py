@@ -6,9 +6,8 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from contract.backbones import DECODERS, ENCODERS, SEQ2SEQ, VOCAB, S, Tiny
-from contract.cases import CARRIES, batch, copy_of, model_of, oracle, text_of, texts_of
+from contract.cases import batch, copy_of, model_of, oracle, oracle_logits, text_of, texts_of
 from recurrent_memory import GenerationError, InputError
-from recurrent_memory.memories import reference
 
 every_decoder = pytest.mark.parametrize("tiny", DECODERS, ids=lambda tiny: tiny.name)
 gpt2 = DECODERS[0]
@@ -19,11 +18,11 @@ def ids_of(*texts: list[int]) -> torch.Tensor:
 
 
 def by_the_oracle(tiny: Tiny, text: list[int], max_new_tokens: int) -> list[int]:
-    model = model_of(tiny)
+    model, text = model_of(tiny), list(text)
     with torch.no_grad():
-        return reference.decoder_generate(
-            model.backbone, model.memory.initial_memory, text, S, max_new_tokens, CARRIES[tiny.carry]
-        )
+        for _ in range(max_new_tokens):
+            text.append(int(oracle_logits(oracle(tiny, model, text))[-1].argmax()))
+    return text
 
 
 @every_decoder

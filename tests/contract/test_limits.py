@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 
 from contract.backbones import BACKBONES, BERT, DECODERS, GQA, VOCAB, M, S, Tiny
-from contract.cases import backbone_of, copy_of, model_of, text_of
+from contract.cases import assert_identical, backbone_of, copy_of, first_parameter, memory_of, model_of, text_of
 from recurrent_memory import BackboneError, ConfigError, MemoryConfig, RecurrentMemoryModel
 
 every_backbone = pytest.mark.parametrize("tiny", BACKBONES, ids=lambda tiny: tiny.name)
@@ -28,19 +28,19 @@ def test_the_longest_segment_works_and_one_more_token_does_not_fit(tiny: Tiny) -
         largest = tiny.row_limit - tiny.overhead(num_memory_tokens)
         with pytest.raises(ConfigError, match=f"take segment_length at most {largest}$") as error:
             RecurrentMemoryModel.from_backbone(
-                backbone_of(tiny), MemoryConfig(num_memory_tokens, largest + 1), **tiny.arguments
+                backbone_of(tiny), memory_of(tiny, num_memory_tokens, largest + 1), **tiny.arguments
             )
         assert f"makes rows of {tiny.row_limit + 1} positions, but the backbone reads at most {tiny.row_limit}" in str(
             error.value
         )
         model = RecurrentMemoryModel.from_backbone(
-            backbone_of(tiny), MemoryConfig(num_memory_tokens, largest), **tiny.arguments
+            backbone_of(tiny), memory_of(tiny, num_memory_tokens, largest), **tiny.arguments
         )
         state = model.fold(model.read(torch.tensor([text_of(tiny, largest + 1)])))
         assert state.segments_folded.tolist() == [2]
-        assert bool(torch.isfinite(state.memory).all())
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in state.tensors.values())
     with pytest.raises(ConfigError, match="take fewer memory tokens"):
-        RecurrentMemoryModel.from_backbone(backbone_of(tiny), MemoryConfig(tiny.row_limit, 1), **tiny.arguments)
+        RecurrentMemoryModel.from_backbone(backbone_of(tiny), memory_of(tiny, tiny.row_limit, 1), **tiny.arguments)
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3", "modernbert-mlm"])
@@ -80,7 +80,7 @@ def test_the_first_memory_is_drawn_like_the_output_of_the_embedding_layer(tiny: 
     for seed in range(100):
         torch.manual_seed(seed)
         model.memory.reset_parameters(model.view)
-        draws.append(model.memory.initial_memory.detach().clone())
+        draws.append(model.get_parameter(first_parameter(model)).detach().clone())
     # Of 100 · M · D draws; five standard errors.
     drawn = torch.stack(draws)
     assert float(drawn.std()) == pytest.approx(float(expected), rel=5 / (2 * drawn.numel()) ** 0.5)
@@ -88,8 +88,13 @@ def test_the_first_memory_is_drawn_like_the_output_of_the_embedding_layer(tiny: 
 
 
 def test_widths_are_the_models() -> None:
-    widths = {tiny.name: model_of(tiny).initial_state().memory.shape[-1] for tiny in BACKBONES}
+    models = {tiny: model_of(tiny) for tiny in BACKBONES}
+    widths = {tiny.name: model.get_parameter(first_parameter(model)).shape[-1] for tiny, model in models.items()}
     assert widths == {tiny.name: 12 if tiny.family == "opt" else 16 for tiny in BACKBONES}
+    kept = {
+        model.initial_state().tensors["A"].shape[-1] for tiny, model in models.items() if tiny.kind == "associative"
+    }
+    assert kept == {16}  # OPT's layers are wider than its embeddings
 
 
 # ---------------------------------------------------------------------- which models
@@ -247,7 +252,7 @@ def test_special_tokens_inside_the_input_are_taken_out(tiny: Tiny) -> None:
     special = list(tiny.special)
     state = model.read(torch.tensor([[special[0], *text[:S], *special, *text[S:], special[-1]]]))
     assert state.tokens_read.tolist() == [2 * S]
-    assert torch.equal(state.memory, model.read(torch.tensor([text])).memory)
+    assert_identical(state, model.read(torch.tensor([text])))
     if tiny.is_masked_lm:
         logits = model(input_ids=torch.tensor([[special[0], *text, special[-1]]])).logits
         assert not bool(logits[0, [0, -1]].any())

@@ -8,6 +8,7 @@ from contract.cases import (
     assert_close,
     batch,
     batch_labels,
+    first_parameter,
     gradients,
     labels_of,
     model_of,
@@ -28,7 +29,9 @@ every_backbone = pytest.mark.parametrize("tiny", BACKBONES, ids=lambda tiny: tin
 @pytest.mark.parametrize(("side", "num_memory_tokens"), [("left", M), ("right", 1)])
 @pytest.mark.usefixtures("full_precision")
 def test_a_batch_of_unequal_rows_is_each_row_alone_by_the_oracle(tiny: Tiny, side: str, num_memory_tokens: int) -> None:
-    model = model_of(tiny, num_memory_tokens)
+    # What is recalled is divided by what a query has in common with the keys: with one key alone, next to nothing at
+    # some positions, and rounding errors grow by as much.
+    model = model_of(tiny, num_memory_tokens + (tiny.kind == "associative"))
     texts = texts_of(tiny)
     labels = labels_of(tiny, texts)
     expected = [oracle(tiny, model, text, label) for text, label in zip(texts, labels, strict=True)]
@@ -41,17 +44,19 @@ def test_a_batch_of_unequal_rows_is_each_row_alone_by_the_oracle(tiny: Tiny, sid
     assert_close(output.loss, mean_loss(expected), TOLERANCE, "loss")
     state = output.memory_state
     for row, reference in enumerate(expected):
-        assert_close(state.memory[row], reference.memory, TOLERANCE, "memory")
+        for name, tensor in reference.tensors.items():
+            assert_close(state.tensors[name][row], tensor, TOLERANCE, name)
         assert state.pending[row, : state.pending_lengths[row]].tolist() == reference.pending
     assert state.segments_folded.tolist() == [reference.segments_folded for reference in expected]
     assert state.tokens_read.tolist() == [len(text) for text in texts]
 
-    ours = _objective(output.loss, logits, list(state.memory))
-    theirs = _objective(mean_loss(expected), [oracle_logits(r) for r in expected], [r.memory for r in expected])
+    ours = _objective(output.loss, logits, [row for tensor in state.tensors.values() for row in tensor])
+    memories = [reference.tensors[name] for name in state.tensors for reference in expected]
+    theirs = _objective(mean_loss(expected), [oracle_logits(r) for r in expected], memories)
     slow = gradients(model, theirs)
     for name, gradient in gradients(model, ours).items():
         assert_close(gradient, slow[name], TOLERANCE, f"gradient of {name}")
-    assert float(slow["memory.initial_memory"].abs().max()) > 1e-3  # or the comparison would say nothing
+    assert float(slow[first_parameter(model)].abs().max()) > 1e-3  # or the comparison would say nothing
 
 
 @every_backbone
@@ -69,7 +74,8 @@ def test_forward_goes_on_from_a_state(tiny: Tiny, already_read: int) -> None:
     start = 0 if tiny.is_classifier or tiny.is_seq2seq else already_read
     assert_close(output.logits[0], oracle_logits(expected)[start:], tiny.tolerance, "logits")
     assert_close(output.loss, mean_loss([expected]), tiny.tolerance, "loss")
-    assert_close(output.memory_state.memory[0], expected.memory, tiny.tolerance, "memory")
+    for name, tensor in expected.tensors.items():
+        assert_close(output.memory_state.tensors[name][0], tensor, tiny.tolerance, name)
     assert output.memory_state.pending[0].tolist() == expected.pending
 
 

@@ -119,11 +119,11 @@ def test_it_agrees_with_the_oracle_row_by_row(real: Tiny) -> None:
     for row, reference_ in enumerate(expected):
         actual = output.logits[row] if real.is_classifier else output.logits[row][mask[row].bool()]
         assert_close(actual, oracle_logits(reference_), tolerance, "logits")
-        assert_close(output.memory_state.memory[row], reference_.memory, tolerance, "memory")
+        assert_close(output.memory_state.memory[row], reference_.tensors["memory"], tolerance, "memory")
     assert_close(output.loss, mean_loss(expected), tolerance, "loss")
     memory = output.memory_state.memory
     ours = output.loss + (memory * weights_like(memory)).sum()
-    theirs = mean_loss(expected) + (torch.stack([r.memory for r in expected]) * weights_like(memory)).sum()
+    theirs = mean_loss(expected) + (torch.stack([r.tensors["memory"] for r in expected]) * weights_like(memory)).sum()
     slow = gradients(model, theirs)
     for name, gradient in gradients(model, ours).items():
         assert_close(gradient, slow[name], tolerance, f"gradient of {name}")

@@ -17,7 +17,9 @@ from contract.cases import (
     batch,
     batch_labels,
     copy_of,
+    first_parameter,
     labels_of,
+    memory_of,
     model_of,
     text_of,
     texts_of,
@@ -122,17 +124,17 @@ def test_the_auto_classes_know_it(tiny: Tiny, tmp_path: Path) -> None:
     # A model made from its config alone has the shape, and a memory that is drawn.
     drawn = AutoModel.from_config(config)
     assert drawn.state_dict().keys() == model.state_dict().keys()
-    assert float(drawn.memory.initial_memory.detach().std()) > 0
+    assert float(drawn.get_parameter(first_parameter(drawn)).detach().std()) > 0
 
 
 @every_backbone
 def test_the_backbone_is_taken_as_it_is(tiny: Tiny) -> None:
     backbone = backbone_of(tiny)
     before = {name: parameter.clone() for name, parameter in backbone.named_parameters()}
-    model = RecurrentMemoryModel.from_backbone(backbone, MemoryConfig(M, S), **tiny.arguments)
+    model = RecurrentMemoryModel.from_backbone(backbone, memory_of(tiny), **tiny.arguments)
     assert model.backbone is backbone
-    assert {name for name, _ in model.named_parameters()} == {f"backbone.{name}" for name in before} | {
-        "memory.initial_memory"
+    assert {name for name, _ in model.named_parameters() if not name.startswith("memory.")} == {
+        f"backbone.{name}" for name in before
     }
     for name, parameter in backbone.named_parameters():
         assert torch.equal(parameter, before[name]), name
@@ -216,7 +218,7 @@ def test_another_model_refuses_the_state(tmp_path: Path) -> None:
     model = copy_of(gpt2)
     state = model.read(ids)
     state.save(tmp_path / "state")
-    other = RecurrentMemoryModel.from_backbone(backbone_of(gpt2, seed=5).double(), MemoryConfig(M, S))
+    other = RecurrentMemoryModel.from_backbone(backbone_of(gpt2, seed=5).double(), memory_of(gpt2))
     expected = f"written by a model with fingerprint {model.fingerprint}, this one has {other.fingerprint}"
     with pytest.raises(StateModelMismatchError, match=f"state: was {expected}; use the model that wrote it, or read"):
         MemoryState.load(tmp_path / "state", model=other)

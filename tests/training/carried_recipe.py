@@ -25,6 +25,8 @@ def recipe(folder: Path, **changes: object) -> Recipe:
     values: dict[str, object] = {
         "name": "tiny",
         "expected": "nothing; it only has to run",
+        "time": "a second",
+        "cost": "nothing",
         "backbone": {"model_type": "gpt_neox", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                      "intermediate_size": 32, "max_position_embeddings": 32, "tie_word_embeddings": True,
                      "hidden_dropout": 0.1},

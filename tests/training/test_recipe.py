@@ -21,7 +21,7 @@ def test_every_recipe_is_valid_and_says_what_to_expect(path: Path) -> None:
         assert all(load_experiment(path).model_dump()[name] for name in ("expected", "time", "cost"))
         return
     recipe = load_recipe(path)
-    assert len(recipe.expected) > 20
+    assert all((recipe.expected, recipe.time, recipe.cost))
     assert all(stage.segment_length <= recipe.memory["segment_length"] for stage in recipe.stages)
 
 

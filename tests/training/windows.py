@@ -9,15 +9,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from contract.backbones import Tiny
-from contract.cases import CARRIES
+from contract.cases import CARRIES, associative_reference
 from recurrent_memory import RecurrentMemoryModel
 from recurrent_memory.memories.reference import IGNORE, cut, decoder_fold, decoder_look, encoder_row
+from recurrent_memory.memories.reference_associative import Layer
 
 Labels = Sequence[int] | int
 
 
 def window_loss(tiny: Tiny, model: RecurrentMemoryModel, text: Sequence[int], labels: Labels, window: int) -> Tensor:
     """The sum of the losses of a text's segments, each computed through the `window` segments that end with its own."""
+    if tiny.kind == "associative":
+        return _associative_window_loss(tiny, model, text, labels, window)
     segments = cut(text, model.memory_config.segment_length)
     first = model.memory.initial_memory
     assert isinstance(first, Tensor)
@@ -32,6 +35,35 @@ def window_loss(tiny: Tiny, model: RecurrentMemoryModel, text: Sequence[int], la
         for segment in segments[max(start, 0) : index]:
             memory = fold(tiny, model, memory, segment)
         total = total + segment_loss(tiny, model, memory, segments, index, labels)
+    return total
+
+
+def _associative_window_loss(
+    tiny: Tiny, model: RecurrentMemoryModel, text: Sequence[int], labels: Labels, window: int
+) -> Tensor:
+    segments = cut(text, model.memory_config.segment_length)
+    with torch.no_grad():
+        reading, memories = associative_reference(tiny, model), []
+        for segment in segments:
+            memories.append(reading.memory)
+            reading.segment(segment, fold=True)
+    total = torch.zeros((), dtype=torch.float64)
+    for index, segment in enumerate(segments):
+        reading, start = associative_reference(tiny, model), max(0, index - window + 1)
+        if start:
+            reading.memory = [Layer(m.matrix.detach(), m.normaliser.detach(), m.is_empty) for m in memories[start]]
+        for before in segments[start:index]:
+            reading.segment(before, fold=True)
+        is_last = index == len(segments) - 1
+        if tiny.is_classifier and not is_last:
+            continue
+        logits = reading.segment(segment, fold=not is_last)
+        at = sum(map(len, segments[:index])) + int(tiny.is_decoder)
+        if isinstance(labels, int):
+            total = total + cross_entropy(logits, torch.tensor(labels))
+        else:
+            targets = list(labels[at : at + len(segment)])
+            total = total + total_loss(logits[: len(targets)], targets)
     return total
 
 

@@ -68,6 +68,26 @@ class Backbone(ABC):
         """D, the width of input embeddings and of last hidden states (OPT's `word_embed_proj_dim`)."""
         return self.embedding.weight.shape[1]
 
+    @property
+    def layer_width(self) -> int:
+        """The width of the hidden states between layers (OPT's may be another than that of its embeddings)."""
+        return self.config.get_text_config().hidden_size
+
+    def layers(self) -> list[nn.Module]:
+        """The transformer layers, first to last.
+
+        Raises:
+            BackboneError: if the model does not keep them in a list.
+        """
+        count = self.config.get_text_config().num_hidden_layers
+        for module in self.model.base_model.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                return list(module)
+        raise BackboneError(
+            f"{type(self.model).__name__} has no list of its {count} layers, which a memory in every layer needs; "
+            "take kind='tokens'"
+        )
+
     def embed(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Input embeddings as the model makes them (scaled where it scales), without positions."""
         return self.embedding(input_ids)

@@ -28,7 +28,7 @@ class Reference:
     """What came of one text.
 
     Args:
-        memory: `[M, D]` after the last folded segment.
+        tensors: What is remembered after the last folded segment, without a batch axis; token memories: `memory`, `[M, D]`.
         pending: The token ids that are read but not folded.
         segments_folded: How many segments are in the memory.
         logits: Decoders and masked LM: `[T, V]`, for every token. Classification: `[num_labels]`. Encoder–decoders:
@@ -37,7 +37,7 @@ class Reference:
         num_labels: How many there were.
     """
 
-    memory: Float[Tensor, "M D"]
+    tensors: dict[str, Tensor]
     pending: list[int]
     segments_folded: int
     logits: Tensor | None = None
@@ -125,7 +125,7 @@ def decoder(
             if labels[position] != IGNORE:
                 loss_sum = loss_sum + cross_entropy(all_logits[position - 1], torch.tensor(labels[position]))
                 count += 1
-    return Reference(memory, segments[-1], len(segments) - 1, all_logits, loss_sum, count)
+    return Reference({"memory": memory}, segments[-1], len(segments) - 1, all_logits, loss_sum, count)
 
 
 def decoder_generate(
@@ -200,7 +200,7 @@ def encoder(
             if label != IGNORE:
                 loss_sum = loss_sum + cross_entropy(logits[position], torch.tensor(label))
                 count += 1
-    return Reference(memory, segments[-1], len(segments) - 1, logits, loss_sum, count)
+    return Reference({"memory": memory}, segments[-1], len(segments) - 1, logits, loss_sum, count)
 
 
 # ---------------------------------------------------------------------- encoder–decoders: [M ; x ; </s>]
@@ -234,14 +234,14 @@ def seq2seq(
         if index < len(segments) - 1:
             memory = carry(encoded[0, : memory.shape[0]])
     if labels is None:
-        return Reference(memory, segments[-1], len(segments) - 1)
+        return Reference({"memory": memory}, segments[-1], len(segments) - 1)
     logits = backbone(encoder_outputs=(encoded,), labels=torch.tensor([labels])).logits[0]
     loss_sum, count = logits.sum() * 0.0, 0
     for position, label in enumerate(labels):
         if label != IGNORE:
             loss_sum = loss_sum + cross_entropy(logits[position], torch.tensor(label))
             count += 1
-    return Reference(memory, segments[-1], len(segments) - 1, logits, loss_sum, count)
+    return Reference({"memory": memory}, segments[-1], len(segments) - 1, logits, loss_sum, count)
 
 
 # ---------------------------------------------------------------------- the backbone's own layers

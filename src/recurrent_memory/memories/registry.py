@@ -10,7 +10,10 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from .base import Memory
 
-_KINDS: dict[str, str] = {"tokens": "recurrent_memory.memories.tokens:TokenMemory"}
+_KINDS: dict[str, str] = {
+    "tokens": "recurrent_memory.memories.tokens:TokenMemory",
+    "associative": "recurrent_memory.memories.associative:AssociativeMemory",
+}
 
 
 def memory_kinds() -> list[str]:

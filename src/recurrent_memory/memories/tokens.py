@@ -16,6 +16,7 @@ from ..config import MemoryConfig
 from ..segments import Segment
 from .base import Memory, Rows, Run
 from .carry import CARRIES
+from .rows import build_rows, positions_at_end, take
 
 
 class TokenMemory(Memory):
@@ -51,7 +52,7 @@ class TokenMemory(Memory):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Memory.fold`."""
         memory = tensors["memory"]
-        rows = build_rows(backbone, segment, memory, write=True)
+        rows = build_rows(backbone, segment, memory, memory if backbone.separate_write_block else None)
         hidden = backbone.encode(rows.embeddings, rows.lengths)
         return rows.text_of(hidden), {"memory": self._written(backbone, rows, hidden, memory)}
 
@@ -59,53 +60,16 @@ class TokenMemory(Memory):
         self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None
     ) -> tuple[Any, Rows]:
         """See `Memory.look`."""
-        rows = build_rows(backbone, segment, tensors["memory"], write=False)
+        rows = build_rows(backbone, segment, tensors["memory"], None)
         return (run or backbone.encode)(rows.embeddings, rows.lengths), rows
 
     def _written(self, backbone: Backbone, rows: Rows, hidden: Tensor, memory: Tensor) -> Tensor:
         size = self.config.num_memory_tokens
         if size == 0:
             return memory
-        if not backbone.separate_write_block:
+        if backbone.separate_write_block:
+            written = take(hidden, positions_at_end(rows, size))
+        else:
             start = len(backbone.prefix_ids)
             written = hidden[:, start : start + size]
-        elif rows.lengths is None:
-            written = hidden[:, -size:]
-        else:
-            positions = rows.lengths[:, None] - size + torch.arange(size, device=hidden.device)
-            written = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
         return self.carry(written.to(memory.dtype))
-
-
-def build_rows(backbone: Backbone, segment: Segment, memory: Tensor, *, write: bool) -> Rows:
-    """`[prefix ; M ; separator ; x ; suffix ; M]`, the last block only to write, and only where it is one of its own.
-
-    Rows of unequal length are padded on the right: what follows the text moves up to its end.
-    """
-    batch, size = memory.shape[0], memory.shape[1]
-    embeddings = backbone.embed(segment.input_ids)
-    memory = memory.to(embeddings.dtype)
-    separator = backbone.separator_ids if size else ()
-    head = [_special(backbone, backbone.prefix_ids, batch), memory, _special(backbone, separator, batch)]
-    tail = [_special(backbone, backbone.suffix_ids, batch)]
-    if write and backbone.separate_write_block:
-        tail.append(memory)
-    start = len(backbone.prefix_ids) + size + len(separator)
-    present = [block for block in (*head, embeddings, *tail) if block is not None and block.shape[1]]
-    rows = torch.cat(present, 1) if len(present) > 1 else present[0]
-    width = segment.input_ids.shape[1]
-    if not segment.is_ragged:
-        return Rows(rows, None, start, width)
-    ending = [block for block in tail if block is not None and block.shape[1]]
-    tail_width = sum(block.shape[1] for block in ending)
-    if ending:
-        positions = start + segment.lengths[:, None] + torch.arange(tail_width, device=rows.device)
-        rows = rows.scatter(1, positions[..., None].expand(-1, -1, rows.shape[-1]), torch.cat(ending, 1))
-    return Rows(rows, start + segment.lengths + tail_width, start, width)
-
-
-def _special(backbone: Backbone, ids: tuple[int, ...], batch: int) -> Tensor | None:
-    if not ids:
-        return None
-    device = backbone.embedding.weight.device
-    return backbone.embed(torch.tensor(ids, device=device)[None].expand(batch, -1))

@@ -76,7 +76,9 @@ class Recipe(Strict):
 
     Args:
         name: What it makes.
-        expected: The result, the time and the cost to expect, in words.
+        expected: The result to expect, in words.
+        time: How long it takes, on what.
+        cost: What that costs, in words.
         seed: Of everything that is drawn.
         backbone: The configuration of a transformers causal language model, `model_type` included.
         memory: The settings of `MemoryConfig`.
@@ -94,6 +96,8 @@ class Recipe(Strict):
 
     name: str
     expected: str
+    time: str
+    cost: str
     seed: int = 0
     backbone: dict[str, Any]
     memory: dict[str, Any]
