@@ -1,4 +1,4 @@
-"""`rmt eval`: how often a model's memory holds what a long text said."""
+"""`rmt eval`: how often a model's memory holds what a long text said; or how well it predicts a text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def evaluate(
         typer.Argument(metavar="[MODEL]", help="A model folder, or a hub id; the shipped model if left out."),
     ] = None,
     task: Annotated[
-        str, typer.Option("--task", help="memorize, detect, reason, qa1 … qa20, or one of a package.")
+        str, typer.Option("--task", help="memorize, detect, reason, qa1 … qa20, or one of a package; lm: perplexity.")
     ] = "detect",
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Of the task, such as source=FOLDER.")
@@ -61,6 +61,31 @@ def evaluate(
         str, typer.Option("--boundary", help="Where facts stand: after a sentence, or a word.")
     ] = "sentence",
     lanes: Annotated[int, typer.Option("--lanes", help="Texts read side by side.")] = 32,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", metavar="SOURCE", help="lm: a file, a folder, .jsonl, or a hub id (ID:CONFIGURATION)."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="lm: of a hub id; test if left out.", show_default=False)
+    ] = None,
+    join: Annotated[bool, typer.Option("--join", help="lm: all documents are one text.")] = False,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="lm: tokens to score, over documents in order.")
+    ] = None,
+    limit_documents: Annotated[int | None, typer.Option("--limit-documents", help="lm: the first ones only.")] = None,
+    bos: Annotated[
+        bool, typer.Option("--bos", help="lm: put the beginning-of-text token before every document.")
+    ] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="lm: reset the memory at every segment.")] = False,
+    window: Annotated[
+        int | None, typer.Option("--window", help="lm: of a plain model without memory, its full attention, in tokens.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option("--stride", help="lm: tokens by which the window moves; all of it if left out.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="FOLDER", help="lm: compare with the evaluation in FOLDER.")
+    ] = None,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -74,11 +99,46 @@ def evaluate(
     (accuracy.csv), a plot (accuracy.png), every answer (rows/), and all in one (results.json). What was done is kept:
     after an interruption the same command with --resume goes on.
 
+    --task lm is perplexity instead: every token of SOURCE is scored once, given all of its document before it.
+
     Example: rmt eval models/small --task detect --lengths 1k,16k,256k --samples 50 --out results/detect
     """
     common = Common(as_json, device, dtype, threads, seed, debug)
     if out is None:
         raise typer.BadParameter("it is missing; name the folder to write", param_hint="--out")
+    of_lm = {
+        "--text": text,
+        "--split": split,
+        "--join": join,
+        "--max-tokens": max_tokens,
+        "--limit-documents": limit_documents,
+        "--bos": bos,
+        "--reset": reset,
+        "--window": window,
+        "--stride": stride,
+        "--against": against,
+    }
+    of_tasks = {
+        "--option": option,
+        "--lengths": lengths,
+        "--segments": segments,
+        "--noise": noise,
+        "--dataset": dataset,
+        "--scoring": scoring,
+    }
+    for name, value in (of_tasks if task == "lm" else of_lm).items():
+        if value not in (None, False, []):
+            raise typer.BadParameter(f"{'is not' if task == 'lm' else 'is'} for --task lm", param_hint=name)
+    if task == "lm":
+        from .eval_lm import TextEvaluation, evaluate_text
+
+        what = TextEvaluation(
+            text, split, join, max_tokens, limit_documents, bos, reset, window, stride, against, lanes, resume
+        )
+        with stoppable(), _bar() as tell:
+            shown = evaluate_text(common, model, what, out, tell)
+        shown.print(common)
+        return
     from ..evaluation.dataset import evaluate_dataset
     from ..evaluation.length_run import LengthEvaluation, evaluate_lengths, parse_lengths, samples_for
     from ..tasks.noise_source import open_noise
