@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import tracemalloc
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
 from recurrent_memory.errors import InputError
-from recurrent_memory.tasks.compose import SENTENCE_END, SENTENCE_REACH_CHARS, Boundary
 from recurrent_memory.tasks.hiding import hide, word_ends
 from recurrent_memory.tasks.library_text import take_text
 from recurrent_memory.tasks.noise_source import open_noise
-from recurrent_memory.tasks.noise_window import NoiseWindow, SampleText
-from tasks.test_compose import MAKERS, tokenizer_of, whole
+from recurrent_memory.tasks.noise_window import SENTENCE_END, SENTENCE_REACH_CHARS, Boundary, NoiseWindow, SampleText
+from recurrent_memory.tasks.pieces import PieceEncoder
+from recurrent_memory.tasks.placing import draw_placed
+from recurrent_memory.tasks.registry import load_task
+from tasks.tokenizer_kinds import MAKERS, tokenizer_of, whole
 
 STEP = 100
 KINDS = sorted(MAKERS)
@@ -141,3 +146,45 @@ def test_a_source_begins_anywhere_and_again_at_its_end(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("short")
     with pytest.raises(InputError, match="has 5 characters; give text of at least 1,000"):
         open_noise(str(tmp_path / "short.txt"))
+
+
+def test_places_are_spread_evenly() -> None:
+    """Quarters of the text, 60 facts expected in each: four standard deviations are 27."""
+    quarters, encoder = [0] * 4, PieceEncoder(tokenizer_of("byte level"))
+    for seed in range(240):
+        sample, targets, limit = draw_placed(load_task("detect"), encoder, 600, random.Random(seed))
+        text = SampleText(
+            NoiseWindow(chunks(TEXT), tokenizer_of("byte level"), 2_000), sample.facts, targets, limit=limit
+        )
+        text.slice(0, 600)
+        quarters[min(3, text.fact_spans[0][0] * 4 // 600)] += 1
+    assert all(abs(count - 60) < 27 for count in quarters), quarters
+
+
+def test_memory_does_not_grow_with_the_length() -> None:
+    def peak(length: int) -> int:
+        window = NoiseWindow(itertools.cycle([TEXT[:5000]]), tokenizer_of("byte level"))
+        sample = SampleText(window, FACTS[:2], [length // 3, length // 2])
+        tracemalloc.start()
+        for start in range(0, length, STEP):
+            sample.slice(start, start + STEP)
+            window.forget(sample.needs(start + STEP))
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(3_000)
+    assert peak(60_000) < 1.5 * peak(15_000)
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        ([], "noise has 0 tokens, too few; give more text"),
+        (["x" * 3_000_000], r"noise has no space between words in \d+ characters"),
+        ([b"bytes"], "noise has a bytes in it; give an iterable of strings"),
+    ],
+)
+def test_noise_that_will_not_do(noise: list[Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        NoiseWindow(noise, tokenizer_of("byte level")).slice(0, 500)

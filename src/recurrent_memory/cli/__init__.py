@@ -24,7 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("recurrent_memory.cli.info:info", "Say what a model folder or a state file is."),
     "demo": ("recurrent_memory.cli.demo:demo", "Hide facts in a text of a million tokens, read it once, ask for them."),
     "train": ("recurrent_memory.cli.train:train", "Train a model by a recipe."),
-    "eval": ("recurrent_memory.cli.eval:evaluate", "Accuracy against the length of the text, or perplexity with history."),
+    "eval": (
+        "recurrent_memory.cli.eval:evaluate",
+        "Accuracy against the length of the text, or perplexity with history.",
+    ),
 }
 
 

@@ -25,9 +25,8 @@ from ..inference.asking import Answer, ask
 from ..model import RecurrentMemoryModel
 from ..state import MemoryState
 from ..tasks.base import Sample, Task
-from ..tasks.compose import Boundary
 from ..tasks.noise_source import NoiseSource
-from ..tasks.noise_window import NoiseWindow, SampleText
+from ..tasks.noise_window import Boundary, NoiseWindow, SampleText
 from ..tasks.pieces import PieceEncoder
 from ..tasks.placing import draw_placed
 from .rows import fold_rows

@@ -15,8 +15,8 @@ from ..inference.reader import evaluating
 from ..model import RecurrentMemoryModel
 from ..state import MemoryState
 from ..tasks.base import Sample, Task
-from ..tasks.compose import Boundary
 from ..tasks.noise_source import NoiseSource
+from ..tasks.noise_window import Boundary
 from ..tasks.scoring import exact_match
 from .folder import open_folder, read_rows, write_results, write_rows
 from .length import Group, GroupReading, Row, Standing, plan_groups

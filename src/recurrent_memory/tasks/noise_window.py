@@ -6,17 +6,23 @@ are tokenized anew. What comes out is the tokenization of the whole text with it
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import InputError
-from .compose import SENTENCE_END, SENTENCE_REACH_CHARS, Boundary
 from .hiding import word_ends
 from .pieces import PieceEncoder, cut_pieces
+
+Boundary = Literal["sentence", "word"]
+"""Whether a sentence may be put after any sentence of the text, or any word."""
+
+SENTENCE_END = re.compile(r"""[.!?…]["'”’»)\]]*(?=\s)|\S(?=\s*\n\s*\n)""")
+SENTENCE_REACH_CHARS = 1000
 
 LOOK_AHEAD_TOKENS = 2048
 """So many tokens before its place, at the most, a text begins to differ from its noise."""
@@ -49,6 +55,7 @@ class NoiseWindow:
     Args:
         chunks: The text, cut anywhere.
         tokenizer: A fast tokenizer of `transformers`, or a `tokenizers.Tokenizer`.
+        piece_chars: How much of the text is tokenized at a time.
 
     Attributes:
         first: The first token that is kept.
@@ -58,9 +65,9 @@ class NoiseWindow:
         ConfigError: if the tokenizer does not tell where its tokens are in a text.
     """
 
-    def __init__(self, chunks: Iterable[str], tokenizer: Any) -> None:
+    def __init__(self, chunks: Iterable[str], tokenizer: Any, piece_chars: int = _PIECE_CHARS) -> None:
         self._encoder = PieceEncoder(tokenizer)
-        self._pieces = cut_pieces(chunks, _PIECE_CHARS)
+        self._pieces = cut_pieces(chunks, piece_chars)
         self._ids = np.empty(0, dtype=np.int64)
         self._starts = np.empty(0, dtype=np.int64)  # characters, counted from the start of `_text`
         self._text = ""
@@ -133,7 +140,9 @@ class NoiseWindow:
 
     def _places(self, spots: Sequence[tuple[int, str]], boundary: Boundary, limit: int | None) -> list[int]:
         """Characters of the window."""
-        self.extend(spots[-1][0] + SENTENCE_REACH_CHARS)
+        self.extend(spots[-1][0] + 1)
+        while len(self._text) <= self._char(spots[-1][0]) + SENTENCE_REACH_CHARS:
+            self.extend(self.stop + 1)
         last = len(self._text) if limit is None else self._char(limit)
         begin = self._char(self._word_start(max(self.first, spots[0][0] - _CONTEXT_TOKENS[0]), -1))
         end = min(len(self._text), self._char(spots[-1][0]) + SENTENCE_REACH_CHARS + 1)

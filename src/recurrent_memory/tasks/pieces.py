@@ -6,9 +6,12 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _MAX_PIECE_CHARS = 1 << 20
 _CONTEXT_CHARS = (64, 512, 4096)
@@ -80,11 +83,29 @@ class Block:
         """The first token with one of the characters `start … end`, and the token after the last."""
         return bisect_right(self.ends, start), bisect_left(self.starts, end)
 
-    def cut(self, num_tokens: int) -> tuple[str, list[int]]:
-        """Text and ids of the first so many tokens."""
-        if num_tokens >= len(self.token_ids):
-            return self.text, self.token_ids
-        return self.text[: self.ends[num_tokens - 1]], self.token_ids[:num_tokens]
+
+def plain_tokenizer(tokenizer: Any) -> Tokenizer:
+    """The tokenizer inside a tokenizer, neither cutting nor padding; the caller's own stays as it is.
+
+    Args:
+        tokenizer: A fast tokenizer of `transformers`, or a `tokenizers.Tokenizer`.
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(backend, Tokenizer):
+        raise ConfigError(
+            f"tokenizer is a {type(tokenizer).__name__}, which does not tell where its tokens are in a text; "
+            "give a fast tokenizer of transformers or a tokenizers.Tokenizer"
+        )
+    if backend.truncation is not None or backend.padding is not None:  # some models' tokenizers cut at 128 tokens
+        backend = Tokenizer.from_str(backend.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+    return backend
 
 
 class PieceEncoder:
@@ -98,20 +119,7 @@ class PieceEncoder:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        from tokenizers import Tokenizer
-
-        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        if not isinstance(backend, Tokenizer):
-            raise ConfigError(
-                f"tokenizer is a {type(tokenizer).__name__}, which does not tell where its tokens are in a text; "
-                "give a fast tokenizer of transformers or a tokenizers.Tokenizer"
-            )
-        if backend.truncation is not None or backend.padding is not None:
-            # Some models' tokenizers cut at 128 tokens. The caller's own stays as it is.
-            backend = Tokenizer.from_str(backend.to_str())
-            backend.no_truncation()
-            backend.no_padding()
-        self._backend = backend
+        self._backend = plain_tokenizer(tokenizer)
         self._text = ""
         self._token_ids: list[int] = []
 
@@ -134,16 +142,16 @@ class PieceEncoder:
         for num_chars in _CONTEXT_CHARS:
             match = _CUT.search(self._text, max(0, len(self._text) - num_chars))
             context = self._text[match.start() :] if match else self._text
-            encoding = self._backend.encode(context + text, add_special_tokens=False)
-            starts, ends = (list(side) for side in zip(*encoding.offsets, strict=True)) if encoding.ids else ([], [])
+            whole = self.alone(context + text)
+            starts, ends, ids = whole.starts, whole.ends, whole.token_ids
             first = bisect_right(ends, len(context))
             # The first tokens of the context may differ: a tokenizer may put something before a text.
             known = (first + 1) // 2
-            if encoding.ids[first - known : first] == self._token_ids[len(self._token_ids) - known :]:
+            if ids[first - known : first] == self._token_ids[len(self._token_ids) - known :]:
                 base = len(context)
                 return Block(
                     text,
-                    encoding.ids[first:],
+                    ids[first:],
                     [max(0, start - base) for start in starts[first:]],
                     [end - base for end in ends[first:]],
                 )

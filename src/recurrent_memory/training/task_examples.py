@@ -10,15 +10,14 @@ from typing import Any, Literal
 from ..errors import ConfigError
 from ..forward import IGNORE
 from ..tasks.base import Sample, Task
-from ..tasks.compose import Boundary, ComposedStream
-from ..tasks.pieces import PieceEncoder
+from ..tasks.noise_window import Boundary, NoiseWindow, SampleText
+from ..tasks.pieces import PieceEncoder, plain_tokenizer
 from ..tasks.placing import draw_placed
 from .examples import Example
 
 Form = Literal["text", "class", "target"]
 """How a model answers: it writes on (decoders), names a class (classifiers), or has a decoder of its own (T5)."""
 
-_TRIES = 100
 _CHUNK_CHARS = 4096
 
 
@@ -55,9 +54,17 @@ class TaskExamples:
     partial: float = 0.25
     boundary: Boundary = "sentence"
     classes: tuple[str, ...] = field(init=False)
+    _tokenizer: Any = field(init=False, repr=False)
+    _encoder: PieceEncoder = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", answers_of(self.tasks) if self.form == "class" else ())
+        made = {
+            "classes": answers_of(self.tasks) if self.form == "class" else (),
+            "_tokenizer": plain_tokenizer(self.tokenizer),
+            "_encoder": PieceEncoder(self.tokenizer),
+        }
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
 
     def draw(self, rng: random.Random, num_segments: int) -> Example:
         """An example; what is random in it comes from `rng`.
@@ -69,36 +76,29 @@ class TaskExamples:
         length = self.segment_length * num_segments
         if rng.random() < self.partial:
             length -= rng.randrange(self.segment_length)
-        for _ in range(_TRIES):
-            sample = task.draw(rng)
+        for tokens in (length, self.segment_length * num_segments):  # in a text cut short the facts may not fit
             try:
-                stream = ComposedStream(
-                    sample,
-                    _noise_from(self.noise, rng),
-                    self.tokenizer,
-                    length,
-                    rng,
-                    placement=task.placement,
-                    boundary=self.boundary,
-                )
-            except ConfigError:  # the facts of this one do not fit
-                length = self.segment_length * num_segments
+                sample, targets, limit = draw_placed(task, self._encoder, tokens, rng)
+            except ConfigError:
                 continue
-            return self.asked([token for ids in stream for token in ids], self.ending(sample))
+            window = NoiseWindow(_noise_from(self.noise, rng), self._tokenizer, piece_chars=8 * tokens)
+            text = SampleText(window, sample.facts, targets, self.boundary, limit)
+            return self.asked(text.slice(0, tokens).tolist(), self.ending(sample))
         raise ConfigError(
             f"task {task.name!r}: its facts do not fit into {num_segments} segments of {self.segment_length} tokens; "
             "begin with more segments, or take longer ones"
         )
 
-    def draw_placed(self, rng: random.Random, length: int) -> tuple[Sample, list[int], int | None, Iterator[str]]:
-        """A sample of one of the tasks, where its facts are put in a text's first `length` tokens, and its noise.
+    def begin(self, rng: random.Random, first_tokens: int) -> tuple[SampleText, NoiseWindow, Sample]:
+        """A text without end, the facts of a sample in its first tokens; its noise; and the sample.
 
         Raises:
             ConfigError: if no sample fits.
         """
         task = self.tasks[rng.randrange(len(self.tasks))]
-        sample, targets, limit = draw_placed(task, PieceEncoder(self.tokenizer), length, rng)
-        return sample, targets, limit, _noise_from(self.noise, random.Random(rng.getrandbits(64)))
+        sample, targets, limit = draw_placed(task, self._encoder, first_tokens, rng)
+        window = NoiseWindow(_noise_from(self.noise, random.Random(rng.getrandbits(64))), self._tokenizer)
+        return SampleText(window, sample.facts, targets, self.boundary, limit), window, sample
 
     def ending(self, sample: Sample) -> Example:
         """The question, the answer after it where the model writes on, and the labels of both."""

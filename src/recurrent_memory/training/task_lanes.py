@@ -20,7 +20,6 @@ from torch import Tensor
 from ..errors import ConfigError, RecipeError
 from ..model import RecurrentMemoryModel
 from ..state import MemoryState
-from ..tasks.noise_window import NoiseWindow, SampleText
 from .bptt import Outcome
 from .examples import Example, collate
 from .task_examples import TaskExamples
@@ -83,15 +82,13 @@ class TaskLane:
     def _begin(self, life: _Life) -> None:
         self.life = life
         rng = random.Random(f"{self._seed}/{life.number}")
-        sample, targets, limit, noise = self._examples.draw_placed(rng, self._first_tokens)
+        self._text, self._window, sample = self._examples.begin(rng, self._first_tokens)
         self._ending = self._examples.ending(sample)
         if len(self._ending["input_ids"]) > self._max_question:
             raise ConfigError(
                 f"a question with its answer has {len(self._ending['input_ids'])} tokens, more than a segment "
                 f"({self._max_question}); take a greater segment_length"
             )
-        self._window = NoiseWindow(noise, self._examples.tokenizer)
-        self._text = SampleText(self._window, sample.facts, targets, self._examples.boundary, limit)
 
     def take(self, num_tokens: int) -> Example:
         """The next tokens of the text, and the question after them."""
