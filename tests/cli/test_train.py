@@ -131,3 +131,32 @@ def test_a_file_that_is_no_recipe(rmt: Any, tmp_path: Path) -> None:
     assert "a recipe is a mapping of settings, this is a list" in rmt("train", tmp_path / "list.yaml").error
     (tmp_path / "bad.yaml").write_text("a: [")
     assert "is not YAML" in rmt("train", tmp_path / "bad.yaml").error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--device", "cuda:7"), "--device cuda:7"),
+        (("--device", "abacus"), "--device abacus: is not available here"),
+        (("--dtype", "float64"), "--dtype float64: is not one of auto, float32, bfloat16, float16"),
+    ],
+)
+def test_impossible_devices_and_dtypes(rmt: Any, recipe: Path, options: tuple[str, str], message: str) -> None:
+    assert message in rmt("train", recipe, *options).error
+
+
+def test_dtype_is_the_precision_of_the_training(rmt: Any, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def run(experiment: Any, **settings: Any) -> tuple[None, list[Any]]:
+        seen.update(settings, precision=experiment.precision)
+        return None, []
+
+    monkeypatch.setattr("recurrent_memory.training.experiment.run_experiment", run)
+    assert rmt("train", recipe, "--device", "cpu", "--dtype", "bfloat16").status == 0
+    assert (seen["use_cpu"], seen["precision"]) == (True, "bf16")
+
+
+def test_a_model_that_is_made_is_made_in_float32_on_the_cpu(rmt: Any) -> None:
+    small = Path(__file__).parents[2] / "recipes" / "small.yaml"
+    assert "makes a model on the CPU in float32" in rmt("train", small, "--check", "--dtype", "bfloat16").error

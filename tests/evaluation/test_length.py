@@ -13,7 +13,8 @@ import torch
 from recurrent_memory.errors import ConfigError, InputError, OutputError
 from recurrent_memory.evaluation.length import Group, GroupReading, Row, plan_groups
 from recurrent_memory.evaluation.length_run import LengthEvaluation, evaluate_lengths, parse_lengths, samples_for
-from recurrent_memory.evaluation.length_table import tabulate, write_csv
+from recurrent_memory.evaluation.length_table import Line, tabulate
+from recurrent_memory.evaluation.tables import write_csv
 from recurrent_memory.inference.asking import ask
 from recurrent_memory.tasks.base import Sample, Task
 from recurrent_memory.tasks.noise_source import NoiseSource, open_noise
@@ -209,7 +210,7 @@ def test_the_table(tmp_path: Path) -> None:
         ("facts", 1_000, "2"): (1, 1),
     }
     assert (lines[0].low, lines[0].high) == (0.0945, 0.9055)
-    write_csv(lines, tmp_path / "table.csv")
+    write_csv(Line, lines, tmp_path / "table.csv")
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + len(lines)
     assert {line.by for line in tabulate([row(100, 0, 5, True), row(100, 1, 7, True)], 64)} == {"length"}
 

@@ -98,7 +98,7 @@ def test_a_stage_is_the_plain_loop(tmp_path: Path) -> None:
     noise = load_noise(plan.noise, plan.noise_chars, plan.seed)
     tokenizer = train_tokenizer(noise, plan.tokenizer.vocab_size, plan.tokenizer.training_chars, plan.seed)
     model, stage = _new_model(plan, tokenizer).train(), plan.stages[0]
-    lessons = Lessons(plan, model, tokenizer)
+    lessons = Lessons(model, tokenizer)
     optimizer = torch.optim.AdamW(lessons.parameters(), betas=plan.betas, weight_decay=plan.weight_decay)
     lanes = CarriedLanes(stage, model, tokenizer.backend_tokenizer, noise, f"{plan.seed}/0/0")
     for step in range(stage.max_steps):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from .common import Common, Debug, Json, Seed, Threads
+from ..errors import ConfigError
+from .common import Common, Debug, Device, Json, Seed, Threads
+
+PRECISIONS = {"float32": "float32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def train(
@@ -20,6 +24,11 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Only check that the recipe is valid.")] = False,
     as_json: Json = False,
+    device: Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", help="float32, bfloat16, float16: of forward passes; auto: the recipe's precision."),
+    ] = "auto",
     threads: Threads = None,
     seed: Seed = None,
     debug: Debug = False,
@@ -32,7 +41,7 @@ def train(
 
     Example: rmt train recipes/small.yaml noise=my/texts,my/code out=models/small
     """
-    common = Common(as_json, "auto", "float32", threads, seed, debug)
+    common = Common(as_json, device, dtype, threads, seed, debug)
     overrides = [*(settings or []), *([f"seed={seed}"] if seed is not None else [])]
     from ..training.settings import read_values
 
@@ -45,13 +54,19 @@ def _train_small(common: Common, path: str, overrides: list[str], *, resume: boo
     from ..training.recipe import load_recipe
 
     loaded = load_recipe(path, overrides)
+    if common.device not in ("auto", "cpu") or common.dtype not in ("auto", "float32"):
+        raise ConfigError(
+            f"--device {common.device} --dtype {common.dtype}: {path} makes a model on the CPU in float32, so that it is the "
+            "same model everywhere; leave both out"
+        )
     if check:
         _show_valid(common, path, len(loaded.stages))
         return
     _set_threads(common)
     from ..training.make import make
 
-    last = make(loaded, resume=resume, report=_bar(len(loaded.stages)))
+    with _bar(len(loaded.stages)) as report:
+        last = make(loaded, resume=resume, report=report)
     words = (
         f"{loaded.out}: trained for {last['elapsed_s'] / 60:.0f} minutes on {last['tokens']:,} tokens; "
         f"accuracy {last['accuracy']:.3f}, of facts at least 10 segments old {last['accuracy_old']:.3f}"
@@ -62,12 +77,18 @@ def _train_small(common: Common, path: str, overrides: list[str], *, resume: boo
 def _train_experiment(common: Common, path: str, overrides: list[str], *, resume: bool, check: bool) -> None:
     from ..training.experiment import load_experiment, run_experiment
 
+    if common.dtype != "auto":
+        if common.dtype not in PRECISIONS:
+            raise ConfigError(f"--dtype {common.dtype}: is not one of auto, {', '.join(PRECISIONS)}")
+        overrides = [*overrides, f"precision={PRECISIONS[common.dtype]}"]
     loaded = load_experiment(path, overrides)
     if check:
         _show_valid(common, path, len(loaded.plan().planned()))
         return
     _set_threads(common)
-    _, results = run_experiment(loaded, resume=resume, report=_stage_bar(), disable_tqdm=True)
+    changes = _device_settings(common.device)
+    with _stage_bar() as report:
+        _, results = run_experiment(loaded, resume=resume, report=report, disable_tqdm=True, **changes)
     rows = [asdict(result) for result in results]
     lines = [
         f"{row['num_segments']} segments: {row['num_steps']} steps, held-out accuracy "
@@ -88,10 +109,29 @@ def _set_threads(common: Common) -> None:
         torch.set_num_threads(common.threads)
 
 
-def _stage_bar() -> Callable[[dict[str, Any]], None]:
+def _device_settings(name: str) -> dict[str, Any]:
+    """The Trainer's settings for a device: it takes the GPU of its process where there is one."""
+    from ..models import choose_device
+
+    if name == "auto":
+        return {}
+    device = choose_device(name)
+    if device.index is not None:
+        raise ConfigError(
+            f"--device {name}: a training takes the GPU of its process; show it one: CUDA_VISIBLE_DEVICES={device.index}"
+        )
+    return {"use_cpu": True} if device.type == "cpu" else {}
+
+
+_Report = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def _stage_bar() -> Generator[_Report]:
     """A progress bar over the steps of a stage; lines where nobody watches."""
     if not sys.stderr.isatty():
-        return lambda row: typer.echo(_stage_line(row), err=True)
+        yield lambda row: typer.echo(_stage_line(row), err=True)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -102,7 +142,6 @@ def _stage_bar() -> Callable[[dict[str, Any]], None]:
         TextColumn("{task.description}"),
         console=Console(stderr=True),
     )
-    progress.start()
     tasks: dict[int, Any] = {}
 
     def update(row: dict[str, Any]) -> None:
@@ -110,7 +149,8 @@ def _stage_bar() -> Callable[[dict[str, Any]], None]:
             tasks[row["stage"]] = progress.add_task("", total=row["max_steps"])
         progress.update(tasks[row["stage"]], completed=row["step"], description=_stage_line(row))
 
-    return update
+    with progress:
+        yield update
 
 
 def _stage_line(row: dict[str, Any]) -> str:
@@ -123,23 +163,25 @@ def _stage_line(row: dict[str, Any]) -> str:
     return "  ".join([*parts, *(f"{shown} {row[name]:.3f}" for name, shown in names.items() if name in row)])
 
 
-def _bar(num_stages: int) -> Any:
+@contextmanager
+def _bar(num_stages: int) -> Generator[_Report]:
     """A progress bar over the stages, with what the last row of the log says; lines where nobody watches."""
     if not sys.stderr.isatty():
-        return lambda row: typer.echo(_line(row, num_stages), err=True)  # pyright: ignore[reportUnknownLambdaType]
+        yield lambda row: typer.echo(_line(row, num_stages), err=True)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     progress = Progress(
         BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), console=Console(stderr=True)
     )
-    progress.start()
     task = progress.add_task("", total=num_stages)
 
     def update(row: dict[str, Any]) -> None:
         progress.update(task, completed=row["stage"], description=_line(row, num_stages))
 
-    return update
+    with progress:
+        yield update
 
 
 def _line(row: dict[str, Any], num_stages: int) -> str:

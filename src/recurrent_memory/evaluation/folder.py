@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, OutputError
-from ..files import atomic_write
 from .length import Row
 from .length_plot import draw_lengths
-from .length_table import Line, tabulate, write_csv
+from .length_table import Line, tabulate
+from .tables import write_csv, write_json
 
 SETTINGS, ROWS, RESULTS, TABLE, PLOT = "evaluation.json", "rows", "results.json", "accuracy.csv", "accuracy.png"
 
@@ -39,12 +39,12 @@ def open_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None
         (folder / ROWS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
-    _write_json(path, settings)
+    write_json(settings, path)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Keep answers; the file is there as a whole or not at all."""
-    _write_json(path, [row.to_dict() for row in rows])
+    write_json([row.to_dict() for row in rows], path)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -66,12 +66,7 @@ def write_results(
 ) -> list[Line]:
     """The table of all answers, as CSV, as JSON beside the settings, and as a plot."""
     lines = tabulate(rows, segment_length)
-    _write_json(folder / RESULTS, {**settings, "lines": [line.to_dict() for line in lines]})
-    write_csv(lines, folder / TABLE)
+    write_json({**settings, "lines": [line.to_dict() for line in lines]}, folder / RESULTS)
+    write_csv(Line, lines, folder / TABLE)
     draw_lengths(lines, folder / PLOT, title=title, chance=chance)
     return lines
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ..files import atomic_write
 from .intervals import wilson
 from .length import Row
 
@@ -70,18 +67,6 @@ def tabulate(rows: Iterable[Row], segment_length: int) -> list[Line]:
     ]
     kinds = {by: {line.group for line in lines if line.by == by} for by in ("position", "facts")}
     return [line for line in lines if line.by == "length" or len(kinds[line.by]) > 1]
-
-
-def write_csv(lines: Sequence[Line], path: Path) -> None:
-    """The table as CSV.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in fields(Line)])
-        writer.writeheader()
-        writer.writerows(line.to_dict() for line in lines)
 
 
 def _fifth(row: Row) -> str:

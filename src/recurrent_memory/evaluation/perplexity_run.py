@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from ..files import atomic_write
 from ..inference.peak_memory import peak_rss_mb
 from ..inference.reader import evaluating
 from .documents import Documents
@@ -19,7 +18,8 @@ from .perplexity import Scoring, TextReading
 from .perplexity_plan import Choice, Plan, PlannedTokens
 from .perplexity_plot import draw_perplexity
 from .perplexity_store import TokenStore, read_tokens
-from .perplexity_table import Line, Summary, tabulate, write_csv
+from .perplexity_table import Line, Summary, tabulate
+from .tables import write_csv, write_json
 
 TABLE, PLOT = "perplexity.csv", "perplexity.png"
 
@@ -92,10 +92,10 @@ def evaluate_perplexity(
         store.finish(reading.coordinates)
     summary, lines = tabulate(read_tokens(folder), plan, reading.width)
     draw_perplexity(lines, folder / PLOT, title=f"{settings['reading']} in {documents.name}")
-    write_csv(lines, folder / TABLE)
+    write_csv(Line, lines, folder / TABLE)
     result = PerplexityResult(summary, lines, read, round(time.monotonic() - started, 1), round(peak_rss_mb(), 1))
     if not (folder / RESULTS).is_file():
-        _write_json(folder / RESULTS, _results(settings, result))
+        write_json(_results(settings, result), folder / RESULTS)
     store.forget_rows()
     return result
 
@@ -135,8 +135,3 @@ def _results(settings: dict[str, Any], result: PerplexityResult) -> dict[str, An
         "elapsed_s": result.elapsed_s,
         "peak_rss_mb": result.peak_rss_mb,
     }
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

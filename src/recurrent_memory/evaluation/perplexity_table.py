@@ -5,18 +5,15 @@ A perplexity is exp of a mean loss over tokens. Perplexities are never averaged.
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..files import atomic_write
 from .perplexity_plan import Plan
 from .perplexity_store import Block
 
@@ -172,18 +169,6 @@ def perplexity(nll: float) -> float | None:
         (1.0, None)
     """
     return math.exp(nll) if nll < 700 else None
-
-
-def write_csv(lines: Sequence[Line], path: Path) -> None:
-    """The table as CSV.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in fields(Line)])
-        writer.writeheader()
-        writer.writerows(line.to_dict() for line in lines)
 
 
 def _line(by: By, group: str, first: int, total: float, count: int) -> Line:

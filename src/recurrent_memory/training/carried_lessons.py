@@ -22,7 +22,7 @@ from .carried_lanes import CarriedLanes
 from .carried_progress import Progress, average
 from .lanes import Lane
 from .probes import BindingProbe, MemoryProbe, first_layer
-from .recipe import Recipe, Stage
+from .recipe import Stage
 
 OLD_SEGMENTS = 10
 KEEP_MARGIN = 0.5
@@ -32,7 +32,6 @@ class Lessons:
     """The losses of a model that reads carried lanes, and what is counted on the way.
 
     Args:
-        recipe: The recipe.
         model: The model.
         tokenizer: Its tokenizer.
 
@@ -40,8 +39,8 @@ class Lessons:
         RecipeError: if a place is more than one token, or questions are not equally long.
     """
 
-    def __init__(self, recipe: Recipe, model: RecurrentMemoryModel, tokenizer: Any) -> None:
-        self.model, self.num_questions, self.progress = model, recipe.questions, Progress()
+    def __init__(self, model: RecurrentMemoryModel, tokenizer: Any) -> None:
+        self.model, self.progress = model, Progress()
         self.ids = {p: tokenizer(question(p), add_special_tokens=False)["input_ids"] for p in PEOPLE}
         answers = [tokenizer(f" {place}", add_special_tokens=False)["input_ids"] for place in PLACES]
         if len({len(ids) for ids in self.ids.values()}) > 1 or any(len(ids) != 1 for ids in answers):
@@ -85,7 +84,7 @@ class Lessons:
                 loss, accuracy = self.memory_probe.loss(state.memory, lanes)
                 total = total + 0.5 * stage.probe * loss
                 progress.probe_accuracy = average(progress.probe_accuracy, accuracy)
-            asked = self._draw_questions(carried, ask_unknown=stage.unknown > 0)
+            asked = self._draw_questions(stage, carried)
             if asked:
                 loss, number = self._answer_loss(stage, state, lanes, asked, right, old)
                 total, weight = total + loss, weight + number
@@ -134,14 +133,14 @@ class Lessons:
         self.progress.moved = average(self.progress.moved, float(moved.detach()))
         return stage.keep * change / stage.num_segments
 
-    def _draw_questions(self, carried: CarriedLanes, *, ask_unknown: bool) -> list[tuple[int, str]]:
+    def _draw_questions(self, stage: Stage, carried: CarriedLanes) -> list[tuple[int, str]]:
         asked: list[tuple[int, str]] = []
         rng = carried.rng
         for row, lane in enumerate(carried.lanes):
             known = sorted(lane.known)
-            asked += [(row, p) for p in rng.sample(known, min(self.num_questions, len(known)))]
+            asked += [(row, p) for p in rng.sample(known, min(stage.questions, len(known)))]
             unknown = [p for p in PEOPLE if p not in lane.known and p not in lane.lost]
-            if ask_unknown and unknown and rng.random() < 0.3:
+            if stage.unknown > 0 and unknown and rng.random() < 0.3:
                 asked.append((row, rng.choice(unknown)))
         return asked
 

@@ -61,7 +61,7 @@ def make(
         tokenizer = train_tokenizer(noise, recipe.tokenizer.vocab_size, recipe.tokenizer.training_chars, recipe.seed)
     else:
         tokenizer = _load_tokenizer(last)
-    lessons = Lessons(recipe, _new_model(recipe, tokenizer), tokenizer)
+    lessons = Lessons(_new_model(recipe, tokenizer), tokenizer)
     write = write_log(run / "log.jsonl", Progress.load(last).steps if last is not None else 0)
 
     def log(row: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ class Stage(Strict):
         probe: Weight of the memory probe's loss.
         binding: Weight of the binding probe's loss.
         unknown: Weight of questions about people who have not been heard of; their target is every place alike.
+        questions: Questions asked of a lane after each segment, about different people.
         keep: Weight of the loss that asks for the same memory after a segment with no fact in it.
     """
 
@@ -60,6 +61,7 @@ class Stage(Strict):
     probe: float = 0.0
     binding: float = 0.0
     unknown: float = 0.3
+    questions: int = Field(1, ge=1)
     keep: float = 0.0
 
     def learning_rate_at(self, step: int) -> float:
@@ -86,7 +88,6 @@ class Recipe(Strict):
         noise: Folders, files or hub ids of texts to hide facts in.
         noise_chars: How much of it to keep in RAM.
         stages: The curriculum.
-        questions: Questions asked of a lane after each segment.
         weight_decay: AdamW's.
         betas: AdamW's.
         clip_norm: Of the gradient.
@@ -105,7 +106,6 @@ class Recipe(Strict):
     noise: list[str] = Field(default_factory=list[str])
     noise_chars: int = Field(80_000_000, gt=0)
     stages: list[Stage] = Field(min_length=1)
-    questions: int = Field(2, ge=1)
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
