@@ -19,6 +19,7 @@ from recurrent_memory.errors import RecipeError, RecurrentMemoryError
 from recurrent_memory.training import carried
 from recurrent_memory.training.carried_lanes import CarriedLanes
 from recurrent_memory.training.carried_lessons import Lessons
+from recurrent_memory.training.checkpoint import random_states, save_values
 from recurrent_memory.training.make import _new_model, make
 from recurrent_memory.training.noise import load_noise
 from recurrent_memory.training.tokenizer import train_tokenizer
@@ -89,6 +90,21 @@ def test_another_stage_goes_on_from_the_last_one(tmp_path: Path, whole: Path) ->
     make(recipe(tmp_path, stages=STAGES[:2]))
     make(recipe(tmp_path), resume=True)
     assert_same(tmp_path, whole)
+
+
+@pytest.mark.parametrize("seed", [5, None])
+def test_a_stage_with_a_seed_does_not_depend_on_what_was_drawn_before(tmp_path: Path, seed: int | None) -> None:
+    stages = [STAGES[0], {**LONG_LIVED, "unknown": 1.0, "seed": seed}]
+    for name in ("one", "other"):
+        folder = tmp_path / name
+        folder.mkdir()
+        make(recipe(folder, stages=stages[:1]))
+        for path in folder.glob("model.run/stage-1/checkpoint-*/random-0.safetensors"):
+            torch.manual_seed(len(name))
+            save_values(random_states(torch.device("cpu")), path)
+        make(recipe(folder, stages=stages), resume=True)
+    ones, others = weights(tmp_path / "one"), weights(tmp_path / "other")
+    assert all(torch.equal(weight, others[name]) for name, weight in ones.items()) == (seed is not None)
 
 
 def test_a_stage_is_the_plain_loop(tmp_path: Path) -> None:

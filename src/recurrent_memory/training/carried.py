@@ -71,7 +71,7 @@ class CarriedTrainer(ResumableTrainer):
         optimizer = torch.optim.AdamW(
             lessons.parameters(), lr=1.0, betas=recipe.betas, weight_decay=recipe.weight_decay
         )
-        self._restore_random: Callable[[], None] | None = random.restore
+        self._restore_random: Callable[[], Any] | None = random.restore
         if begins_with is not None:
             load_weights(lessons.model, begins_with)
             values = load_values(begins_with / STATE_FILE)
@@ -80,6 +80,8 @@ class CarriedTrainer(ResumableTrainer):
             optimizer.load_state_dict({"state": values["optimizer"]["state"], "param_groups": groups})
             lessons.progress = Progress.load(begins_with)
             self._restore_random = partial(super()._load_rng_state, str(begins_with))
+        if stage.seed is not None:
+            self._restore_random = partial(torch.manual_seed, stage.seed)
         lessons.progress.begin(index)
         lessons.progress.accuracy = lessons.progress.accuracy_old = 0.0
         seed = f"{recipe.seed}/{index}/0"

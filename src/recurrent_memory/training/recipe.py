@@ -43,6 +43,7 @@ class Stage(Strict):
         binding: Weight of the binding probe's loss.
         unknown: Weight of questions about people who have not been heard of; their target is every place alike.
         questions: Questions asked of a lane after each segment, about different people.
+        seed: Where the generator of torch begins in this stage; None: it goes on from the stage before.
         keep: Weight of the loss that asks for the same memory after a segment with no fact in it.
     """
 
@@ -62,6 +63,7 @@ class Stage(Strict):
     binding: float = 0.0
     unknown: float = 0.3
     questions: int = Field(1, ge=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
     keep: float = 0.0
 
     def learning_rate_at(self, step: int) -> float:
