@@ -7,6 +7,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -15,13 +16,21 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 PROJECT := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-lm-eval lint clean
+BENCH_OUT ?= results/$(shell date +%Y-%m-%d)_benchmarks_$(shell getconf _NPROCESSORS_ONLN)-core-cpu
+
+.PHONY: help demo bench bench-full test test-lm-eval lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.installed ## hide facts in a text of a million tokens, read it once, ask for them
 	$(BIN)/rmt demo $(DEMO_ARGS)
+
+bench: $(VENV)/.installed ## speed and memory beside their peers, texts of up to 65,536 tokens, on the CPU; a quarter of an hour
+	$(BIN)/python -m benchmarks --out $(BENCH_OUT) $(BENCH_ARGS)
+
+bench-full: $(VENV)/.installed ## the same with texts of up to a million tokens; hours
+	$(BIN)/python -m benchmarks --max-tokens 1000000 --budget 120 --out $(BENCH_OUT)-1M $(BENCH_ARGS)
 
 # One thread for each of the two test processes: more threads than cores make small models slower, not faster.
 test: $(VENV)/.installed-test ## run the tests, all but the slow ones

@@ -1,0 +1,302 @@
+"""How everything here is measured: contenders by turns in one process, medians with intervals, beside the machine's limit."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from recurrent_memory.inference.peak_memory import peak_rss_mb
+
+SEED = 20261121
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured on, and how much.
+
+    Args:
+        model: "small", "smollm2", "shipped", "tiny" or a model folder; see `models.py`.
+        device: Where.
+        max_tokens: Longest text.
+        rounds: Runs of each contender at each length.
+        budget_s: A contender whose next length would take longer is left out from there on, visibly.
+        seed: Of weights and texts.
+    """
+
+    model: str = "small"
+    device: str = "cpu"
+    max_tokens: int = 65_536
+    rounds: int = 5
+    budget_s: float = 6.0
+    seed: int = SEED
+
+    def lengths(self, first: int = 1024) -> list[int]:
+        """Powers of four from `first`, and the longest."""
+        count = max(0, math.ceil(math.log(self.max_tokens / first, 4)))
+        return sorted({min(first, self.max_tokens), *(first * 4**power for power in range(count)), self.max_tokens})
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do it.
+
+    Args:
+        name: In tables and plots.
+        run: Does it once; what it returns is dropped.
+        after: Puts back what the run changed; not timed.
+    """
+
+    name: str
+    run: Callable[[], object]
+    after: Callable[[], object] | None = None
+
+
+@dataclass
+class Report:
+    """The rows of one benchmark.
+
+    Args:
+        name: Its name.
+        x, y: What its plot shows, by the keys of the rows.
+        rows: One for each contender and length.
+    """
+
+    name: str
+    x: str
+    y: Sequence[str]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def skip(self, contender: str, why: str, **where: Any) -> None:
+        """A contender that is not measured is said to be so."""
+        self.rows.append({"contender": contender, "skipped": why, **where})
+        print(f"  {contender}: skipped, {why}", file=sys.stderr, flush=True)
+
+
+class Budget:
+    """Leaves out a contender from the length on that would take too long, by its time at the length before."""
+
+    def __init__(self, setting: Setting, report: Report) -> None:
+        self._setting, self._report = setting, report
+        self._last: dict[str, tuple[int, float]] = {}
+        self._out: set[str] = set()
+
+    def allows(self, name: str, size: int, power: float = 1.0, **where: Any) -> bool:
+        """Whether it is run. `power`: by how much its time grows with the size."""
+        if name in self._out:
+            return False
+        if name not in self._last:
+            return True
+        before, seconds = self._last[name]
+        expected = seconds * (size / before) ** power
+        if expected <= self._setting.budget_s:
+            return True
+        self._out.add(name)
+        why = f"about {expected:.0f} s a run from here on, more than {self._setting.budget_s:.0f} s"
+        self._report.skip(name, why, **where)
+        return False
+
+    def took(self, name: str, size: int, seconds: float) -> None:
+        """How long it was."""
+        self._last[name] = (size, seconds)
+
+
+def synchronize(device: str) -> None:
+    """Until the device has done everything."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(run: Callable[[], object], device: str) -> float:
+    """One run."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def by_turns(contenders: Sequence[Contender], rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each contender: all once to warm up, then A B A B …, so that what slows the machine slows all."""
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for index in range(rounds + 1):
+        for contender in contenders:
+            took = seconds_of(contender.run, device)
+            if contender.after is not None:
+                contender.after()
+            if index:
+                seconds[contender.name].append(took)
+    return seconds
+
+
+def median_interval(values: Sequence[float]) -> dict[str, float]:
+    """The median, and the narrowest interval between two values that holds the true median 95 % of the time.
+
+    By the order statistics, whatever the distribution is. Fewer than six values cannot hold it that often: then it is all
+    of them, and `confidence` says how often.
+    """
+    ordered, n = sorted(values), len(values)
+    cover = [1 - 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n for k in range((n + 1) // 2)]
+    k = max((k for k, confidence in enumerate(cover) if confidence >= 0.95), default=0)
+    middle = statistics.median(ordered)
+    return {"median": middle, "low": ordered[k], "high": ordered[n - 1 - k], "confidence": round(max(cover[k], 0.0), 4)}
+
+
+def timing(seconds: Sequence[float], tokens: int) -> dict[str, Any]:
+    """Seconds and tokens per second of some runs, for a row."""
+    found = median_interval(seconds)
+    return {
+        "seconds": [round(s, 6) for s in seconds],
+        "median_s": found["median"],
+        "low_s": found["low"],
+        "high_s": found["high"],
+        "confidence": found["confidence"],
+        "tokens_per_s": tokens / found["median"],
+        "low_tokens_per_s": tokens / found["high"],
+        "high_tokens_per_s": tokens / found["low"],
+    }
+
+
+def flops_of(run: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and attentions of one run."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The machine's own limits, measured beside.
+
+    Args:
+        flops_per_s: Of a large square float32 matrix product.
+        bytes_per_s: Read by a matrix–vector product that does not fit a cache.
+    """
+
+    flops_per_s: float
+    bytes_per_s: float
+
+    @classmethod
+    def measure(cls, device: str, size: int = 2048, rounds: int = 5) -> Peak:
+        a = torch.randn(size, size, device=device)
+        wide = torch.randn(8 * size, 2 * size, device=device)
+        vector = torch.randn(2 * size, device=device)
+        seconds = by_turns(
+            [Contender("product", lambda: a @ a), Contender("vector", lambda: wide @ vector)], rounds, device
+        )
+        return cls(
+            2 * size**3 / statistics.median(seconds["product"]),
+            wide.numel() * wide.element_size() / statistics.median(seconds["vector"]),
+        )
+
+
+@contextmanager
+def peak_memory(device: str) -> Iterator[dict[str, float | None]]:
+    """Fills `mb`, 10^6 bytes: the most memory taken while it lasts, over what was taken before; None: not known here."""
+    gc.collect()
+    found: dict[str, float | None] = {"mb": None}
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield found
+        found["mb"] = (torch.cuda.max_memory_allocated(device) - before) / 1e6
+        return
+    before_mb = _fresh_rss_mb()
+    yield found
+    if before_mb is not None:
+        found["mb"] = max(0.0, peak_rss_mb() - before_mb)
+
+
+def _fresh_rss_mb() -> float | None:
+    """Gives free memory back, sets the process's peak to what it has now, and says how much that is."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (AttributeError, OSError):
+        return None
+    return peak_rss_mb()
+
+
+def costs_of(run: Callable[[], object], device: str) -> tuple[float | None, int]:
+    """Peak memory of one run over what was there before, in 10^6 bytes, and its floating-point operations."""
+    with peak_memory(device) as found:
+        flops = flops_of(run)
+    return found["mb"], flops
+
+
+def has_room(num_bytes: float, device: str) -> bool:
+    """Whether so much is less than half of the memory that is free."""
+    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
+    return num_bytes < free / 2
+
+
+def measure(
+    contenders: Sequence[Contender], tokens: int, setting: Setting, peak: Peak, **where: Any
+) -> list[dict[str, Any]]:
+    """A row for each contender: its time by turns with the others, its memory, its share of the machine's peak."""
+    seconds = by_turns(contenders, setting.rounds, setting.device)
+    rows: list[dict[str, Any]] = []
+    for contender in contenders:
+        memory_mb, flops = costs_of(contender.run, setting.device)
+        if contender.after is not None:
+            contender.after()
+        row = {"contender": contender.name, "tokens": tokens, **where, **timing(seconds[contender.name], tokens)}
+        row |= {"peak_memory_mb": memory_mb, "matmul_flops": flops}
+        row["share_of_matmul_peak"] = flops / row["median_s"] / peak.flops_per_s
+        print(
+            f"  {contender.name:<40} {where or ''} {row['tokens_per_s']:>12,.1f} tokens/s", file=sys.stderr, flush=True
+        )
+        rows.append(row)
+    return rows
+
+
+def provenance(setting: Setting, peak: Peak) -> dict[str, Any]:
+    """What is needed to make the figures again."""
+    commit = ["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain"]
+    head, changes = (subprocess.run(c, capture_output=True, text=True, check=False).stdout.strip() for c in commit)
+    device = setting.device
+    return {
+        "command": " ".join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "commit": head,
+        "has_uncommitted_changes": bool(changes),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "seed": setting.seed,
+        "setting": vars(setting),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "processor": _processor(),
+        "accelerator": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "matmul_gflops_per_s": round(peak.flops_per_s / 1e9, 1),
+        "read_gb_per_s": round(peak.bytes_per_s / 1e9, 2),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

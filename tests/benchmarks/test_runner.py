@@ -1,0 +1,65 @@
+"""`python -m benchmarks --quick`: each benchmark from its command to its files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import NAMES, main
+
+CONTENDERS = {
+    "reading": {"ours", "plain research loop", "full attention, KV cache", "sliding window", "Mamba"},
+    "generation": {"ours", "ours without cache", "full attention, KV cache"},
+    "training": {"ours, full", "ours, recomputed", "plain research loop"},
+    "scaling": {"ours", "full attention, KV cache"},
+}
+
+
+def run(name: str, folder: Path) -> dict[str, Any]:
+    main(["--quick", "--only", name, "--out", str(folder)])
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore")  # Mamba says that its fast kernels are not there
+def test_a_benchmark(name: str, tmp_path: Path) -> None:
+    found = run(name, tmp_path)
+    for key in ("command", "commit", "seed", "versions", "processor", "cores", "threads", "setting"):
+        assert found[key], key
+    assert found["matmul_gflops_per_s"] > 0
+    measured = [row for row in found["rows"] if "median_s" in row]
+    assert {row["contender"] for row in measured} - {"recurrent-memory-transformer-pytorch"} == CONTENDERS[name]
+    for row in measured:
+        assert len(row["seconds"]) == 2
+        assert row["low_s"] <= row["median_s"] <= row["high_s"]
+        assert row["matmul_flops"] > 0
+        assert row["share_of_matmul_peak"] > 0
+    assert list(tmp_path.glob(f"{name}-*.png"))
+    assert f"## {name.capitalize()}" in (tmp_path / "README.md").read_text()
+    checks = {
+        "reading": lambda: [row["memory_difference_from_plain"] for row in measured if row["contender"] == "ours"],
+        "training": lambda: [row[f"{what}_difference_from_plain"] for row in measured for what in ("loss", "gradient")],
+    }
+    differences = checks[name]() if name in checks else []
+    assert all(difference < 1e-4 for difference in differences)  # float32
+    assert bool(differences) == (name in checks)
+    if name == "generation":
+        kept = {row["contender"]: row["kept_bytes"] for row in measured}
+        assert kept["ours without cache"] < kept["ours"] < kept["full attention, KV cache"]
+    if name == "scaling":
+        assert {row["contender"] for row in found["rows"] if row.get("kind") == "slope"} == CONTENDERS[name]
+
+
+def test_without_a_folder_json_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--quick", "--only", "training"])
+    assert json.loads(capsys.readouterr().out)["benchmark"] == "training"
+
+
+def test_what_cannot_be_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--only", "reading,writing"])
+    assert "--only writing: not a benchmark; choose from reading,generation,training,scaling" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--rounds", "0"])
+    assert "--rounds 0: must be at least 1" in capsys.readouterr().err
