@@ -27,12 +27,12 @@ def test_it_cannot_be_changed() -> None:
         ({"num_memory_tokens": True}, "num_memory_tokens=True must be an int of at least 0, not bool"),
         ({"num_memory_tokens": "4"}, "num_memory_tokens='4' must be an int of at least 0, not str"),
         ({"num_memory_tokens": None}, "num_memory_tokens=None must be an int of at least 0, not NoneType"),
-        ({"kind": "elephant"}, "kind='elephant' is not a kind of memory; choose one of associative, tokens"),
+        ({"kind": "elephant"}, "kind='elephant' is not a kind of memory; choose one of associative, per-layer, tokens"),
         ({"kind": "associative", "carry": "sign"}, "carry='sign' is of kind='tokens' only; leave it out of kind="),
         ({"key_width": 0}, "key_width=0 must be at least 1"),
         ({"dpfp_order": 1.5}, "dpfp_order=1.5 must be an int of at least 1, not float"),
         ({"kind": None}, "kind=None is not a kind of memory"),
-        ({"carry": "pigeon"}, "carry='pigeon' is not a way to carry; choose one of hidden, sign"),
+        ({"carry": "pigeon"}, "carry='pigeon' is not a way to carry; choose one of hidden, sign, norm, gate"),
     ],
 )
 def test_what_cannot_work_is_refused(values: dict, message: str) -> None:

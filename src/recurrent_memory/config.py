@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import ConfigError
 
-CARRY_NAMES = ("hidden", "sign")
+CARRY_NAMES = ("hidden", "sign", "norm", "gate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,8 @@ class MemoryConfig:
         segment_length: S, text tokens in a segment. Counts neither memory nor special tokens.
         kind: The way of remembering, a name from `recurrent_memory.memories`.
         carry: What is carried of the hidden state at the write positions: `hidden`, all of it, as in the papers; `sign`,
-            one bit of each of its numbers, which lasts for longer. Of `kind="tokens"` only.
+            one bit of each of its numbers, which lasts for longer; `norm`, all of it, on the scale of embeddings; `gate`,
+            as much of it as a learned gate lets through, added to the first memory. Of `kind="tokens"` only.
         key_width: d_mem, the width of keys and queries before their feature map; of `kind="associative"` only.
         dpfp_order: ν of the feature map, which makes K = 2·ν·d_mem features; of `kind="associative"` only.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from .backbones.encoder import EncoderBackbone
 from .backbones.seq2seq import Seq2SeqBackbone
 from .errors import InputError
+from .head_loss import at_least_float32, head_loss
 from .modeling_output import RecurrentMemoryOutput
 from .segments import Aligned, Segment, num_folded, rest_of, window
 from .state import MemoryState
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from .model import RecurrentMemoryModel
 
 IGNORE = -100
+Fold = Callable[[Segment, MemoryState], tuple[Tensor, MemoryState]]
 
 
 def run_forward(
@@ -29,16 +32,17 @@ def run_forward(
     labels: Tensor | None,
     memory_state: MemoryState | None,
     logits_to_keep: int | Tensor | None,
+    schedule: str,
     kwargs: dict[str, Any],
 ) -> RecurrentMemoryOutput:
     """See `RecurrentMemoryModel.forward`."""
     new, text, state = model.new_text(input_ids, attention_mask, memory_state)
     view = model.view
     if isinstance(view, Seq2SeqBackbone):
-        state = model.fold_full(text, state).advanced(new.lengths)
+        state = model.fold_full(text, state, schedule).advanced(new.lengths)
         return _scaled(_decode(model, view, state, labels, kwargs), labels, kwargs.get("num_items_in_batch"))
     if isinstance(view, EncoderBackbone) and view.classifies:
-        state = model.fold_full(text, state).advanced(new.lengths)
+        state = model.fold_full(text, state, schedule).advanced(new.lengths)
         return _scaled(_classify(model, view, state, labels), labels, kwargs.get("num_items_in_batch"))
     width = input_ids.shape[-1]
     columns = kept_columns(logits_to_keep, width, none=model.training and labels is not None).to(text.input_ids.device)
@@ -51,7 +55,7 @@ def run_forward(
                 f"labels has the shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}; they must be equal"
             )
     kept, order = columns.unique(return_inverse=True)
-    output = _predict(model, new, text, state, labels, kept, width, kwargs.get("num_items_in_batch"))
+    output = _predict(model, new, text, state, labels, kept, width, schedule, kwargs.get("num_items_in_batch"))
     if output.logits is not None and not torch.equal(kept, columns):
         output.logits = output.logits[:, order]
     return output
@@ -86,6 +90,7 @@ def _predict(
     labels: Tensor | None,
     columns: Int[Tensor, " K"],
     width: int,
+    schedule: str,
     num_items: Any,
 ) -> RecurrentMemoryOutput:
     view, length, starts = model.view, model.memory_config.segment_length, state.pending_lengths
@@ -95,21 +100,26 @@ def _predict(
     pieces: list[tuple[Tensor, Tensor]] = []
     losses: list[Tensor] = []
     num_segments = -(-int(text.lengths.max()) // length) if text.lengths.numel() else 0
+    folding_all = model.folding_on_diagonals(text, state, schedule, with_hidden=True)
+    fold = model.fold_segment if folding_all is None else folding_all.fold_segment
     for index in range(num_segments):
         segment = window(text, index * length, length)
         span = slice(index * length, index * length + segment.input_ids.shape[1])
         target, slot = targets[:, span], slots[:, span]
         folding = index < folds
-        needed = (target != IGNORE) | (slot >= 0)
-        hidden, state = read_segment(model, segment, folding, needed.any(1), state)
-        if not bool(needed.any()):
-            continue
-        logits = view.head(hidden[needed])
-        if labels is not None:
-            losses.append(cross_entropy(at_least_float32(logits), target[needed], ignore_index=IGNORE, reduction="sum"))
-        here = slot[needed]
-        if bool((here >= 0).any()):
-            pieces.append((logits[here >= 0], here[here >= 0]))
+        wanted, labelled = slot >= 0, target != IGNORE
+        hidden, state = read_segment(model, segment, folding, (wanted | labelled).any(1), state, fold)
+        if bool(wanted.any()):
+            logits = view.head(hidden[wanted])
+            pieces.append((logits, slot[wanted]))
+            if labels is not None:
+                targets_here = target[wanted]
+                losses.append(
+                    cross_entropy(at_least_float32(logits), targets_here, ignore_index=IGNORE, reduction="sum")
+                )
+            labelled = labelled & ~wanted
+        if bool(labelled.any()):
+            losses.append(head_loss(view, hidden[labelled], target[labelled])[0])
     state = state.with_pending(*rest_of(text, folds * length)).advanced(new.lengths)
     loss = None
     if labels is not None:
@@ -125,25 +135,29 @@ def read_segment(
     folding: Bool[Tensor, " B"],
     asked: Bool[Tensor, " B"],
     state: MemoryState,
+    fold: Fold | None = None,
 ) -> tuple[Float[Tensor, "B T D"], MemoryState]:
     """Read a segment of every row: fold it where another follows it, else look at it where something is asked.
+
+    Args:
+        model: The model.
+        segment: 0…S tokens for every row.
+        folding: The rows that are folded.
+        asked: The rows in which something is asked.
+        state: The state before.
+        fold: What folds a segment in the rows that have one; by default `model.fold_segment`.
 
     Returns:
         The hidden states at the text positions, zeros in rows that were not read, and the state after.
     """
-    hidden, after = model.fold_segment(Segment(segment.input_ids, segment.lengths * folding), state)
+    hidden, after = (fold or model.fold_segment)(Segment(segment.input_ids, segment.lengths * folding), state)
     looking = Segment(segment.input_ids, segment.lengths * ~folding * asked)
     rows = (looking.lengths > 0).nonzero()[:, 0]
     if rows.numel():
-        some = _look(model, looking.rows(rows), state.index(rows))
+        some = _look(model, looking.rows(rows), after.index(rows))
         full = torch.nn.functional.pad(some, (0, 0, 0, segment.input_ids.shape[1] - some.shape[1]))
         hidden = full if rows.numel() == len(asked) else hidden.to(full.dtype).index_copy(0, rows, full)
     return hidden, after
-
-
-def at_least_float32(logits: Tensor) -> Tensor:
-    """In float32, or in float64 where they are that already: a loss is not taken in half precision."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _look(model: RecurrentMemoryModel, segment: Segment, state: MemoryState) -> Float[Tensor, "B T D"]:

@@ -19,6 +19,7 @@ from .errors import BackboneError, ConfigError, InputError
 from .fingerprint import Fingerprint
 from .forward import run_forward
 from .inference.generation import GenerationWithMemory
+from .inference.open_state import OpenState
 from .loading import build_backbone_model, load_pretrained, read_backbone
 from .memories.base import Memory
 from .memories.registry import memory_class
@@ -211,8 +212,9 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
         input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        memory_state: MemoryState | None = None,
+        memory_state: MemoryState | OpenState | None = None,
         logits_to_keep: int | Tensor | None = None,
+        schedule: str = "sequential",
         **kwargs: Any,
     ) -> RecurrentMemoryOutput:
         """Read text of any length with gradients, and predict.
@@ -223,10 +225,12 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
             labels: Decoders: `[B, T]` as `input_ids`, -100 where there is no loss; shifted here, once, across segment
                 boundaries, and the first new token is predicted from the last pending one. Masked LM: `[B, T]`
                 unshifted. Classification: `[B]`. Encoder–decoders: `[B, T_out]` for the decoder.
-            memory_state: The state to go on from.
+            memory_state: The state to go on from. An `OpenState`, as generation uses it, goes on in place: there are no
+                labels then, the logits are those after the last token, and it holds the state itself.
             logits_to_keep: Which columns of `input_ids` to give logits for: 0, all; n, the last n; a tensor, those
                 indices, or a `[T]` boolean mask. By default all, but none in training with labels, where only the
                 loss is wanted: the head then runs at the labelled positions, a segment at a time.
+            schedule: As for `read`.
             **kwargs: `num_items_in_batch` (from `Trainer`): the loss is the sum over labels divided by it.
 
         Returns:
@@ -236,7 +240,9 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
             raise InputError(
                 "input_ids is missing; a recurrent-memory model reads token ids (inputs_embeds is not supported)"
             )
-        return run_forward(self, input_ids, attention_mask, labels, memory_state, logits_to_keep, kwargs)
+        if isinstance(memory_state, OpenState):
+            return RecurrentMemoryOutput(logits=memory_state.read(input_ids, attention_mask))
+        return run_forward(self, input_ids, attention_mask, labels, memory_state, logits_to_keep, schedule, kwargs)
 
 
 AutoConfig.register(RecurrentMemoryConfig.model_type, RecurrentMemoryConfig, exist_ok=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,9 @@ from .memories.base import Memory
 from .modeling_output import StepOutput
 from .segments import Aligned, Segment, align, check_ids, check_mask, join, num_folded, rest_of, window
 from .state import MemoryState
+
+if TYPE_CHECKING:
+    from .inference.schedule import Folding
 
 
 class ReadsInSegments(PreTrainedModel):
@@ -176,6 +180,8 @@ class ReadsInSegments(PreTrainedModel):
         input_ids: Int[Tensor, "B T"],
         attention_mask: Tensor | None = None,
         memory_state: MemoryState | None = None,
+        *,
+        schedule: str = "sequential",
     ) -> MemoryState:
         """Read text into the memory. Runs no head, keeps no more than a segment; no gradients.
 
@@ -183,6 +189,9 @@ class ReadsInSegments(PreTrainedModel):
             input_ids: `[B, T]` of any length.
             attention_mask: `[B, T]`, 0 at padding, on either side.
             memory_state: The state to go on from.
+            schedule: `sequential`, a segment after the other; `diagonal`, several segments at once, each in another layer,
+                for memories that every layer keeps for itself; `auto`, the faster one, measured once. They compute the
+                same, and round differently: what `auto` gives may differ in the last digits from machine to machine.
 
         Returns:
             The state after the text. 1…S tokens are pending (0 only before any text).
@@ -190,20 +199,33 @@ class ReadsInSegments(PreTrainedModel):
         Raises:
             InputError: if ids are out of the vocabulary, or shapes do not agree.
             StateModelMismatchError: if another model wrote the state.
+            ConfigError: if there is no such schedule, or the memory or the model does not go with it.
         """
         new, text, state = self.new_text(input_ids, attention_mask, memory_state)
-        return self.fold_full(text, state).advanced(new.lengths).detach()
+        return self.fold_full(text, state, schedule).advanced(new.lengths).detach()
 
-    def fold_full(self, text: Segment, state: MemoryState) -> MemoryState:
+    def fold_full(self, text: Segment, state: MemoryState, schedule: str = "sequential") -> MemoryState:
         """Fold every full segment of a text that another token follows; the rest becomes pending."""
         length = self.memory_config.segment_length
         folds = num_folded(text.lengths, length)
+        if (folding := self.folding_on_diagonals(text, state, schedule)) is not None:
+            return state.folded(folding.tensors_at_end(), folds).with_pending(*rest_of(text, folds * length))
         first, last = (int(folds.min()), int(folds.max())) if folds.numel() else (0, 0)
         state = self._fold_in_all_rows(text, first, state)
         for index in range(first, last):
             segment = window(text, index * length, length)
             state = self.fold_segment(Segment(segment.input_ids, segment.lengths * (index < folds)), state)[1]
         return state.with_pending(*rest_of(text, folds * length))
+
+    def folding_on_diagonals(
+        self, text: Segment, state: MemoryState, schedule: str, *, with_hidden: bool = False
+    ) -> Folding | None:
+        """The segments that `fold_full` folds, on diagonals; None where they are to be folded one after the other."""
+        if schedule == "sequential":
+            return None
+        from .inference.schedule import folding
+
+        return folding(self, text, state, schedule, with_hidden=with_hidden)
 
     def _fold_in_all_rows(self, text: Segment, count: int, state: MemoryState) -> MemoryState:
         """`fold_segment` for the first segments of a text that are full in every row, without looking at each."""

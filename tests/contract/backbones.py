@@ -15,6 +15,7 @@ import transformers as hf
 VOCAB = 48
 CLS, SEP, PAD = 1, 2, 0
 S, M = 6, 3
+LAYERWISE = ("associative", "per-layer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,11 @@ class Tiny:
         return self.name.partition("+")[0]
 
     @property
+    def is_layerwise(self) -> bool:
+        """Whether every layer has a memory of its own."""
+        return self.kind in LAYERWISE
+
+    @property
     def is_decoder(self) -> bool:
         return not self.special
 
@@ -79,6 +85,8 @@ class Tiny:
         """Positions of a row that are not text."""
         if self.kind == "associative":
             return num_memory_tokens + (0 if self.is_decoder else 2)
+        if self.kind == "per-layer" and not self.is_decoder and num_memory_tokens:
+            return 2 * num_memory_tokens + 3
         if self.is_decoder:
             return 2 * num_memory_tokens
         if self.is_seq2seq:
@@ -163,10 +171,23 @@ _modernbert = _encoder(
 )
 
 
+# Plain, projected and scaled embeddings, and the two other families.
+SCALES = ("gpt2", "opt", "gemma3", "bert-mlm", "t5")
+
+
 def _with_every_memory(backbones: list[Tiny]) -> list[Tiny]:
-    made = [*backbones, *(replace(tiny, name=f"{tiny.name}+sign", carry="sign") for tiny in backbones)]
-    associative = [tiny for tiny in backbones if not tiny.is_seq2seq]
-    return [*made, *(replace(tiny, name=f"{tiny.name}+associative", kind="associative") for tiny in associative)]
+    """Each with every kind of memory and two carries; the others, which work on the same tensor, with one of each sort."""
+    made = [
+        *backbones,
+        *(
+            replace(tiny, name=f"{tiny.name}+{carry}", carry=carry)
+            for carry in ("sign", "norm", "gate")
+            for tiny in backbones
+            if carry == "sign" or tiny.name in SCALES
+        ),
+    ]
+    single = [tiny for tiny in backbones if not tiny.is_seq2seq]
+    return [*made, *(replace(tiny, name=f"{tiny.name}+{kind}", kind=kind) for kind in LAYERWISE for tiny in single)]
 
 
 DECODERS = [

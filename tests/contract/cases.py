@@ -15,9 +15,10 @@ from recurrent_memory import MemoryConfig, MemoryState, RecurrentMemoryModel
 from recurrent_memory.memories import reference
 from recurrent_memory.memories.reference import Reference
 from recurrent_memory.memories.reference_associative import AssociativeReference, Weights
+from recurrent_memory.memories.reference_layers import LayerwiseReference
+from recurrent_memory.memories.reference_per_layer import PerLayerReference
 
 IGNORE = reference.IGNORE
-CARRIES = {"hidden": reference.hidden_carry, "sign": reference.sign_carry}
 # Empty; shorter than a segment; up to a boundary, and past it; several segments.
 LENGTHS = (0, 1, S - 1, S, S + 1, 2 * S, 3 * S + 2)
 
@@ -35,6 +36,8 @@ def model_of(
     )
     if tiny.kind == "associative":
         _use_every_weight(model.memory)
+    if tiny.carry == "gate":  # closed when it is new: nothing would be remembered
+        torch.nn.init.normal_(model.memory.carry.gate)
     return model.to(dtype).eval()
 
 
@@ -120,14 +123,10 @@ def batch_labels(tiny: Tiny, labels: list, side: str) -> Tensor:
 def oracle(tiny: Tiny, model: RecurrentMemoryModel, text: Sequence[int], labels=None) -> Reference:
     """The slow way, over the backbone's own layers."""
     length = model.memory_config.segment_length
-    if tiny.kind == "associative":
-        weights = Weights(**dict(model.memory.named_parameters()), order=model.memory_config.dpfp_order)
-        special = () if tiny.is_decoder else tiny.cls_and_sep
-        return AssociativeReference(model.backbone, weights, special[:1], special[1:], is_causal=tiny.is_decoder).read(
-            text, length, labels
-        )
+    if tiny.is_layerwise:
+        return layerwise_reference(tiny, model).read(text, length, labels)
     memory = model.memory.initial_memory
-    carry = CARRIES[tiny.carry]
+    carry = carry_of(model)
     if tiny.is_decoder:
         return reference.decoder(model.backbone, memory, text, length, labels, carry)
     if tiny.is_seq2seq:
@@ -135,9 +134,28 @@ def oracle(tiny: Tiny, model: RecurrentMemoryModel, text: Sequence[int], labels=
     return reference.encoder(model.backbone, memory, text, length, *tiny.cls_and_sep, labels, carry)
 
 
-def associative_reference(tiny: Tiny, model: RecurrentMemoryModel) -> AssociativeReference:
-    """The slow way of an associative memory, before any text."""
-    weights = Weights(**dict(model.memory.named_parameters()), order=model.memory_config.dpfp_order)
+def carry_of(model: RecurrentMemoryModel) -> reference.Carry:
+    """The slow way of making the next memory, with the model's own weights."""
+    memory = model.memory
+    match model.memory_config.carry:
+        case "sign":
+            return reference.sign_carry
+        case "norm":
+            return reference.norm_carry(memory.carry.scale)
+        case "gate":
+            return reference.gate_carry(memory.initial_memory, memory.carry.gate)
+        case _:
+            return reference.hidden_carry
+
+
+def layerwise_reference(tiny: Tiny, model: RecurrentMemoryModel) -> LayerwiseReference:
+    """The slow way of a memory in every layer, before any text."""
+    parameters = dict(model.memory.named_parameters())
+    if tiny.kind == "per-layer":
+        return PerLayerReference(
+            model.backbone, **parameters, cls_and_sep=None if tiny.is_decoder else tiny.cls_and_sep
+        )
+    weights = Weights(**parameters, order=model.memory_config.dpfp_order)
     special = () if tiny.is_decoder else tiny.cls_and_sep
     return AssociativeReference(model.backbone, weights, special[:1], special[1:], is_causal=tiny.is_decoder)
 

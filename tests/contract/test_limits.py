@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as hf
 
-from contract.backbones import BACKBONES, BERT, DECODERS, GQA, VOCAB, M, S, Tiny
+from contract.backbones import BACKBONES, BERT, DECODERS, GQA, LAYERWISE, SEQ2SEQ, VOCAB, M, S, Tiny
 from contract.cases import assert_identical, backbone_of, copy_of, first_parameter, memory_of, model_of, text_of
 from recurrent_memory import BackboneError, ConfigError, MemoryConfig, RecurrentMemoryModel
 
@@ -92,7 +92,9 @@ def test_widths_are_the_models() -> None:
     widths = {tiny.name: model.get_parameter(first_parameter(model)).shape[-1] for tiny, model in models.items()}
     assert widths == {tiny.name: 12 if tiny.family == "opt" else 16 for tiny in BACKBONES}
     kept = {
-        model.initial_state().tensors["A"].shape[-1] for tiny, model in models.items() if tiny.kind == "associative"
+        model.initial_state().tensors["A" if tiny.kind == "associative" else "layer_memory"].shape[-1]
+        for tiny, model in models.items()
+        if tiny.is_layerwise
     }
     assert kept == {16}  # OPT's layers are wider than its embeddings
 
@@ -324,3 +326,10 @@ def test_damaged_model_folders(damage: str, tmp_path: Path) -> None:
     with pytest.raises((BackboneError, ConfigError), match=expected) as error:
         RecurrentMemoryModel.from_pretrained(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", LAYERWISE)
+def test_a_memory_in_every_layer_is_not_for_encoder_decoders(kind: str) -> None:
+    expected = f"kind='{kind}' is for decoders and encoders; for an encoder–decoder take kind='tokens'"
+    with pytest.raises(ConfigError, match=expected):
+        RecurrentMemoryModel.from_backbone(backbone_of(SEQ2SEQ[0]), MemoryConfig(M, S, kind=kind))

@@ -132,20 +132,22 @@ def test_the_head_runs_at_the_positions_asked_for_and_no_others(tiny: Tiny) -> N
         assert rows == ([3, 1] if tiny.is_decoder else [2, 1, 1])
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("tiny", DECODERS, ids=lambda tiny: tiny.name)
-def test_the_write_block_goes_in_only_when_a_segment_is_folded(tiny: Tiny) -> None:
+def test_the_write_block_goes_in_only_when_a_segment_is_folded(tiny: Tiny, use_cache: bool) -> None:
     model, lengths = model_of(tiny), []
     handle = model.get_input_embeddings().register_forward_hook(lambda *_: lengths.append("segment"))
     body = model.backbone.base_model.register_forward_pre_hook(
         lambda _, __, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     try:
-        model.generate(torch.tensor([text_of(tiny, S + 2)]), max_new_tokens=2, do_sample=False)
+        ids = torch.tensor([text_of(tiny, S + 2)])
+        model.generate(ids, max_new_tokens=2, do_sample=False, use_cache=use_cache)
     finally:
         handle.remove()
         body.remove()
-    before = M if tiny.kind == "tokens" else 0  # the block that is read
-    assert lengths == ["segment", S + M + before, "segment", 2 + before, "segment", 3 + before]
+    before = 0 if tiny.kind == "associative" else M  # the block that is read
+    assert lengths == ["segment", S + M + before, "segment", 2 + before, "segment", 1 if use_cache else 3 + before]
 
 
 @pytest.mark.parametrize("tiny", [t for t in ENCODERS if t.is_classifier], ids=lambda tiny: tiny.name)

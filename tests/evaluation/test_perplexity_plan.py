@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from recurrent_memory.errors import ConfigError, InputError
-from recurrent_memory.evaluation import documents as documents_module
-from recurrent_memory.evaluation.documents import Documents, open_documents
 from recurrent_memory.evaluation.perplexity_plan import Choice, Plan, PlannedTokens
+from recurrent_memory.inference import documents as documents_module
+from recurrent_memory.inference.documents import Documents, open_documents
 from tiny_models import END, prose, tiny_tokenizer
 
 

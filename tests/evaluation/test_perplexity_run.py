@@ -13,13 +13,13 @@ import torch
 
 from recurrent_memory.errors import ConfigError, InputError, OutputError
 from recurrent_memory.evaluation import perplexity_run, perplexity_store
-from recurrent_memory.evaluation.documents import open_documents
 from recurrent_memory.evaluation.perplexity import MemoryReading
 from recurrent_memory.evaluation.perplexity_compare import compare
 from recurrent_memory.evaluation.perplexity_plan import Choice
 from recurrent_memory.evaluation.perplexity_run import PerplexityResult, evaluate_perplexity
 from recurrent_memory.evaluation.perplexity_store import read_tokens
 from recurrent_memory.evaluation.perplexity_window import WindowReading
+from recurrent_memory.inference.documents import open_documents
 from tiny_models import S, prose, tiny_backbone, tiny_model, tiny_tokenizer
 
 TEXTS = [prose(40, 1), "", prose(3, 2), prose(20, 3), "x"]

@@ -1,5 +1,6 @@
 """Text of any length from a memory: what `generate` gives at once, a stretch at a time."""
 
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from recurrent_memory import ConfigError, GenerationError, MemoryReader, MemoryState, RecurrentMemoryModel
 from recurrent_memory.inference import writing
 from recurrent_memory.inference.writing import Sampling, write_text
-from tiny_models import prose, tiny_model, tiny_tokenizer
+from tiny_models import S, prose, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -40,6 +41,28 @@ def test_stretches_are_one_generation(
     whole = model.read(expected, memory_state=state)
     assert torch.equal(after.tokens_read, whole.tokens_read)
     torch.testing.assert_close(after.memory, whole.memory, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stretch_goes_on_where_the_one_before_ended(
+    model: RecurrentMemoryModel, state: MemoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "TOKENS_AT_A_TIME", 4)
+    body, positions = model.backbone.base_model, list[int]()
+    forward = body.forward
+
+    @wraps(forward)
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        positions.append(kwargs["inputs_embeds"].shape[1])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(body, "forward", counting)
+    made, size = 10 * S, model.memory_config.num_memory_tokens
+    written(model, state, max_new_tokens=made, sampling=Sampling(greedy=True), ignore_eos=True)
+    pending, folds = int(state.pending_lengths), 10
+    # The window that is there, every token, the read and the write block of each segment; and at the end, for the state,
+    # at most one segment anew.
+    expected = size + pending + (made - 1) + folds * 2 * size
+    assert expected <= sum(positions) <= expected + S + 2 * size
 
 
 def test_text_comes_token_by_token(model: RecurrentMemoryModel, state: MemoryState) -> None:

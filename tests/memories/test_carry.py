@@ -1,11 +1,27 @@
 """What is carried of a hidden state."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from recurrent_memory import MemoryConfig
+from contract.backbones import DECODERS, VOCAB
+from contract.cases import backbone_of
+from recurrent_memory import MemoryConfig, RecurrentMemoryModel
 from recurrent_memory.config import CARRY_NAMES
-from recurrent_memory.memories.carry import CARRIES
+from recurrent_memory.memories.carry import CARRIES, Carry
+from tiny_models import S, tiny_backbone
+
+IDS = torch.arange(3 * S)[None]
+
+
+def carry_of(name: str, width: int = 3) -> Carry:
+    return CARRIES[name](torch.zeros(5, width))
+
+
+def model_with(carry: str, num_memory_tokens: int = 2) -> RecurrentMemoryModel:
+    torch.manual_seed(1)
+    return RecurrentMemoryModel.from_backbone(tiny_backbone(), MemoryConfig(num_memory_tokens, S, carry=carry))
 
 
 def test_every_way_to_carry_has_a_name() -> None:
@@ -15,7 +31,7 @@ def test_every_way_to_carry_has_a_name() -> None:
 
 def test_signs_and_their_gradient() -> None:
     hidden = torch.tensor([[-2.0, -0.0, 0.0], [1e-30, -1e-30, 7.0]], requires_grad=True)
-    carried = CARRIES["sign"]()(hidden)
+    carried = carry_of("sign")(hidden, torch.zeros(2, 3))
     assert carried.tolist() == [[-1, 1, 1], [1, -1, 1]]
     gradient = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     carried.backward(gradient)
@@ -23,11 +39,79 @@ def test_signs_and_their_gradient() -> None:
     assert torch.equal(hidden.grad, gradient), "straight through"
 
 
+@pytest.mark.parametrize("name", CARRY_NAMES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_stays_so(value: float) -> None:
-    assert not CARRIES["sign"]()(torch.tensor([value])).isfinite().any()
+def test_what_is_not_finite_stays_so(name: str, value: float) -> None:
+    assert not carry_of(name, 1)(torch.tensor([[value]]), torch.zeros(1, 1)).isfinite().any()
 
 
 def test_the_hidden_state_is_carried_as_it_is() -> None:
     hidden = torch.randn(2, 3)
-    assert CARRIES["hidden"]()(hidden) is hidden
+    assert carry_of("hidden")(hidden, torch.zeros(2, 3)) is hidden
+
+
+@pytest.mark.parametrize("tiny", [tiny for tiny in DECODERS if tiny.carry == "norm"], ids=lambda tiny: tiny.name)
+def test_the_scale_is_that_of_embeddings(tiny) -> None:
+    """Of the layer's output: Gemma multiplies its table by √D."""
+    backbone = backbone_of(tiny)
+    model = RecurrentMemoryModel.from_backbone(backbone, MemoryConfig(2, 6, carry="norm"))
+    with torch.no_grad():
+        expected = backbone.get_input_embeddings()(torch.arange(VOCAB)).std()
+        memory = model.fold(model.read(torch.arange(1, 7)[None])).tensors["memory"]
+    torch.testing.assert_close(model.memory.carry.scale, expected)
+    torch.testing.assert_close(memory.square().mean(-1).sqrt(), expected.expand(1, 2), rtol=1e-4, atol=0)
+
+
+def test_the_scale_does_not_depend_on_the_size_of_the_hidden_state() -> None:
+    carry, hidden = carry_of("norm"), torch.randn(4, 2, 3)
+    initial = torch.zeros(2, 3)
+    torch.testing.assert_close(carry(hidden * 1000, initial), carry(hidden, initial), rtol=1e-4, atol=1e-5)
+    huge = carry((hidden * 1000).half(), initial)  # its squares are beyond float16
+    assert huge.dtype == torch.float16
+    torch.testing.assert_close(huge.float(), carry(hidden, initial), rtol=1e-2, atol=1e-2)
+
+
+def test_a_closed_gate_is_a_memory_that_is_reset() -> None:
+    model = model_with("gate")
+    with torch.no_grad():
+        whole = model(input_ids=IDS).logits
+        alone = torch.cat([model(input_ids=IDS[:, start : start + S]).logits for start in range(0, 3 * S, S)], 1)
+    torch.testing.assert_close(whole, alone)
+
+
+def test_a_closed_gate_learns_to_open() -> None:
+    model = model_with("gate")
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    gradient = model.memory.carry.gate.grad
+    assert gradient is not None
+    assert gradient.shape == (16,)
+    assert bool((gradient != 0).all())
+
+
+def test_the_gate_is_part_of_the_model(tmp_path: Path) -> None:
+    model = model_with("gate")
+    before = model.fingerprint
+    with torch.no_grad():
+        model.memory.carry.gate.copy_(torch.randn(16))
+    assert model.fingerprint != before
+    model.save_pretrained(tmp_path)
+    loaded = RecurrentMemoryModel.from_pretrained(tmp_path)
+    assert loaded.fingerprint == model.fingerprint
+    assert torch.equal(loaded.memory.carry.gate, model.memory.carry.gate)
+    assert torch.equal(loaded(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
+
+def test_the_scale_is_part_of_the_model(tmp_path: Path) -> None:
+    model = model_with("norm")
+    model.memory.carry.scale.fill_(0.125)
+    model.reset_fingerprint()
+    model.save_pretrained(tmp_path)
+    loaded = RecurrentMemoryModel.from_pretrained(tmp_path)
+    assert float(loaded.memory.carry.scale) == 0.125, "saved, not measured anew"
+    assert loaded.fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize("carry", CARRY_NAMES)
+def test_without_memory_tokens_nothing_is_carried(carry: str) -> None:
+    model, plain = model_with(carry, 0), model_with("hidden", 0)
+    assert torch.equal(model(input_ids=IDS).logits, plain(input_ids=IDS).logits)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contract.backbones import BACKBONES, DECODERS, ENCODERS, SEQ2SEQ, VOCAB, S, Tiny
+from contract.backbones import BACKBONES, DECODERS, ENCODERS, LAYERWISE, SEQ2SEQ, VOCAB, S, Tiny
 from contract.cases import (
     assert_close,
     assert_same_state,
@@ -35,7 +35,8 @@ LENGTHS = (3 * S + 2, 1, 4 * S, S + 1)  # unequal rows: one of 4 segments and a 
 # Sums in another order differ by rounding in float64; layers that compute in float32 whatever the weights are (RMSNorm)
 # give it a thousand million times as much.
 TOLERANCE = 1e-10
-ONE_OF_EACH = [DECODERS[0], ENCODERS[0], ENCODERS[1], SEQ2SEQ[0], DECODERS[-1], ENCODERS[-1]]  # the last: associative
+LAYERWISE_OF_EACH = [[t for t in tinies if t.kind == kind][-1] for kind in LAYERWISE for tinies in (DECODERS, ENCODERS)]
+ONE_OF_EACH = [DECODERS[0], ENCODERS[0], ENCODERS[1], SEQ2SEQ[0], *LAYERWISE_OF_EACH]
 every_backbone = pytest.mark.parametrize("tiny", BACKBONES, ids=lambda tiny: tiny.name)
 one_of_each = pytest.mark.parametrize("tiny", ONE_OF_EACH, ids=lambda tiny: tiny.name)
 every_kind = pytest.mark.parametrize(

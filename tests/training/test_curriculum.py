@@ -33,12 +33,12 @@ class Watch(TrainerCallback):
         self.starts.append(kwargs["model"].memory.initial_memory.detach().clone())
 
 
-def made_up(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> None:
+def made_up(monkeypatch: pytest.MonkeyPatch, accuracies: list[float], losses: list[float] | None = None) -> None:
     """Evaluations measure these, one after the other."""
-    values = iter(accuracies)
+    values = iter(zip(losses or [1.0] * len(accuracies), accuracies, strict=True))
 
     def evaluate(trainer: RecurrentMemoryTrainer, *_: Any, **__: Any) -> dict[str, float]:
-        metrics = {"eval_loss": 1.0, "eval_accuracy": next(values)}
+        metrics = dict(zip(("eval_loss", "eval_accuracy"), next(values), strict=True))
         trainer.log(metrics)
         trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
         return metrics
@@ -87,6 +87,39 @@ def test_few_checkpoints_are_kept_and_the_best_is_one(tmp_path: Path, monkeypatc
     assert Path(result.checkpoint).name == "checkpoint-2"
     kept = {path.name for path in (tmp_path / "stage-1-segments-2").glob("checkpoint-*")}
     assert kept == {"checkpoint-2", "checkpoint-8"}
+
+
+def test_the_best_may_be_the_one_with_the_lowest_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up(monkeypatch, [0.2, 0.1, 0.9], losses=[1.5, 1.0, 1.2])
+    model = copy_model()
+    (result,) = train_curriculum(
+        model, arguments(tmp_path, eval_steps=2), examples=CopyTask(), curriculum=Curriculum.of([2], max_steps=6),
+        best_by="loss",
+    )  # fmt: skip
+    assert (Path(result.checkpoint).name, result.loss, result.accuracy) == ("checkpoint-4", 1.0, 0.9)
+    assert torch.equal(model.memory.initial_memory, memory_of(result.checkpoint))
+
+
+class Watched(CopyTask):
+    """Keeps the numbers of segments that are asked for."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def draw(self, rng: Any, num_segments: int) -> Any:
+        self.seen.append(num_segments)
+        return super().draw(rng, num_segments)
+
+
+@pytest.mark.parametrize("random_num_segments", [True, False])
+def test_the_number_of_segments_is_drawn_or_the_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_num_segments: bool
+) -> None:
+    made_up(monkeypatch, [0.1])
+    examples = Watched()
+    curriculum = Curriculum((Stage(3, 12),), random_num_segments=random_num_segments)
+    train_curriculum(copy_model(), arguments(tmp_path, eval_steps=12), examples=examples, curriculum=curriculum)
+    assert set(examples.seen) == ({1, 2, 3} if random_num_segments else {3})
 
 
 def test_without_curriculum_all_texts_have_the_last_number_from_the_start(

@@ -9,18 +9,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from contract.backbones import Tiny
-from contract.cases import CARRIES, associative_reference
+from contract.cases import carry_of, layerwise_reference
 from recurrent_memory import RecurrentMemoryModel
 from recurrent_memory.memories.reference import IGNORE, cut, decoder_fold, decoder_look, encoder_row
-from recurrent_memory.memories.reference_associative import Layer
 
 Labels = Sequence[int] | int
 
 
 def window_loss(tiny: Tiny, model: RecurrentMemoryModel, text: Sequence[int], labels: Labels, window: int) -> Tensor:
     """The sum of the losses of a text's segments, each computed through the `window` segments that end with its own."""
-    if tiny.kind == "associative":
-        return _associative_window_loss(tiny, model, text, labels, window)
+    if tiny.is_layerwise:
+        return _layerwise_window_loss(tiny, model, text, labels, window)
     segments = cut(text, model.memory_config.segment_length)
     first = model.memory.initial_memory
     assert isinstance(first, Tensor)
@@ -38,20 +37,20 @@ def window_loss(tiny: Tiny, model: RecurrentMemoryModel, text: Sequence[int], la
     return total
 
 
-def _associative_window_loss(
+def _layerwise_window_loss(
     tiny: Tiny, model: RecurrentMemoryModel, text: Sequence[int], labels: Labels, window: int
 ) -> Tensor:
     segments = cut(text, model.memory_config.segment_length)
     with torch.no_grad():
-        reading, memories = associative_reference(tiny, model), []
+        reading, memories = layerwise_reference(tiny, model), []
         for segment in segments:
             memories.append(reading.memory)
             reading.segment(segment, fold=True)
     total = torch.zeros((), dtype=torch.float64)
     for index, segment in enumerate(segments):
-        reading, start = associative_reference(tiny, model), max(0, index - window + 1)
+        reading, start = layerwise_reference(tiny, model), max(0, index - window + 1)
         if start:
-            reading.memory = [Layer(m.matrix.detach(), m.normaliser.detach(), m.is_empty) for m in memories[start]]
+            reading.memory = [reading.detached(kept) for kept in memories[start]]
         for before in segments[start:index]:
             reading.segment(before, fold=True)
         is_last = index == len(segments) - 1
@@ -68,7 +67,7 @@ def _associative_window_loss(
 
 
 def fold(tiny: Tiny, model: RecurrentMemoryModel, memory: Tensor, segment: Sequence[int]) -> Tensor:
-    size, backbone, carry = memory.shape[0], model.backbone, CARRIES[tiny.carry]
+    size, backbone, carry = memory.shape[0], model.backbone, carry_of(model)
     if tiny.is_decoder:
         return decoder_fold(backbone, memory, segment, carry)[1]
     if tiny.is_seq2seq:

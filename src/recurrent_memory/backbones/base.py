@@ -32,6 +32,7 @@ class Backbone(ABC):
     family: ClassVar[str]
     separate_write_block: ClassVar[bool]
     strips_special_tokens: ClassVar[bool] = False
+    num_known: int = 0  # positions at a row's beginning that are not run again, see `continued`
 
     def __init__(
         self,
@@ -106,6 +107,15 @@ class Backbone(ABC):
             rows: Input embeddings.
             lengths: Positions of each row that are real, from the left; None where all are.
         """
+
+    def continued(self, room: int) -> Backbone | None:
+        """This backbone for one row that grows, of which it computes only what is new; None: it cannot.
+
+        Args:
+            room: Positions of the row at its longest.
+        """
+        del room
+        return None
 
     def head(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """The logits of some last hidden states, through all that the model does after its body (caps, scales)."""

@@ -22,6 +22,13 @@ class DecoderBackbone(Backbone):
         del lengths
         return self.model.base_model(inputs_embeds=rows, use_cache=False).last_hidden_state
 
+    def continued(self, room: int) -> Backbone | None:
+        """See `Backbone.continued`. A family made of this one may run its rows in another way: it says so itself."""
+        from .continued import ContinuedDecoder
+
+        is_possible = type(self) is DecoderBackbone and ContinuedDecoder.is_possible(self.model)
+        return ContinuedDecoder(self.model, room) if is_possible else None
+
     def max_row_length(self) -> int | None:
         """Positions, and the smallest sliding window where layers have one."""
         limits = [limit for limit in (config_limit(self.config), sliding_window(self.config)) if limit]

@@ -113,10 +113,10 @@ def evaluate_text(
         raise typer.BadParameter("goes with --window", param_hint="--stride")
     if what.reset and what.window is not None:
         raise typer.BadParameter("a window has no memory to reset; leave one of them out", param_hint="--reset")
-    from ..evaluation.documents import open_documents
     from ..evaluation.perplexity_compare import compare, scored_sha256
     from ..evaluation.perplexity_plan import Choice
     from ..evaluation.perplexity_run import evaluate_perplexity
+    from ..inference.documents import open_documents
 
     if what.against is not None:
         scored_sha256(what.against)  # or an error now, not in the end

@@ -91,11 +91,15 @@ def _train_experiment(common: Common, path: str, overrides: list[str], *, resume
         _, results = run_experiment(loaded, resume=resume, report=report, disable_tqdm=True, **changes)
     rows = [asdict(result) for result in results]
     lines = [
-        f"{row['num_segments']} segments: {row['num_steps']} steps, held-out accuracy "
-        + ("not measured" if row["accuracy"] is None else f"{row['accuracy']:.3f}")
+        f"{row['num_segments']} segments: {row['num_steps']} steps, held-out accuracy {_measured(row['accuracy'])}, "
+        f"loss {_measured(row['loss'])}"
         for row in rows
     ]
     common.show({"out": loaded.out, "stages": rows}, "\n".join([f"{loaded.out}: trained", *lines]))
+
+
+def _measured(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"
 
 
 def _show_valid(common: Common, path: str, num_stages: int) -> None:
@@ -159,7 +163,12 @@ def _stage_line(row: dict[str, Any]) -> str:
         f"up to {row['num_segments']} segments",
         f"step {row['step']}",
     ]
-    names = {"loss": "loss", "accuracy": "accuracy", "eval_accuracy": "held out"}
+    names = {
+        "loss": "loss",
+        "accuracy": "accuracy",
+        "eval_loss": "held-out loss",
+        "eval_accuracy": "held-out accuracy",
+    }
     return "  ".join([*parts, *(f"{shown} {row[name]:.3f}" for name, shown in names.items() if name in row)])
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..backbones.encoder import EncoderBackbone
 from ..backbones.seq2seq import Seq2SeqBackbone
 from ..errors import GenerationError, InputError
-from ..forward import at_least_float32
+from ..head_loss import at_least_float32
 from ..inference.reader import evaluating
 from ..state import MemoryState
 

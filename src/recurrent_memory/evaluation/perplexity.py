@@ -25,7 +25,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..backbones.base import Backbone
 from ..errors import BackboneError, ConfigError, SourceChangedError
-from ..forward import IGNORE, at_least_float32, read_segment
+from ..forward import IGNORE, read_segment
+from ..head_loss import at_least_float32, positions_at_a_time
 from ..inference.token_feed import TokenFeed
 from ..segments import Segment, check_ids
 from ..state import MemoryState
@@ -36,8 +37,6 @@ from .rows import CPU_POSITIONS
 if TYPE_CHECKING:
     from ..model import RecurrentMemoryModel
 
-_CPU_LOGITS = 2**24  # 64 MiB in float32
-_GPU_LOGITS = 2**27
 _GPU_POSITIONS = 2**16
 
 
@@ -211,8 +210,7 @@ class Scoring:
         self._reading, self._feeds, self._num_lanes = reading, feeds, lanes
         self._lanes: list[_Lane] = []
         self._device = reading.view.embedding.weight.device
-        limit = logits_at_a_time or (_CPU_LOGITS if self._device.type == "cpu" else _GPU_LOGITS)
-        self._positions_at_a_time = max(1, limit // reading.view.vocab_size)
+        self._positions_at_a_time = positions_at_a_time(reading.view, logits_at_a_time)
 
     def run(self) -> Iterator[Scored]:
         """The scores, document by document where there is one lane; else the documents are mixed, each in order."""

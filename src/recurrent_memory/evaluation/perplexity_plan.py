@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ..errors import ConfigError, InputError
 from ..inference.detokenize import IncrementalDecoder
+from ..inference.documents import Document, Documents
 from ..inference.token_feed import TokenFeed, as_ids
 from ..inference.tokenize_stream import TokenStreamer
-from .documents import Document, Documents
 
 
 @dataclass(frozen=True, slots=True)

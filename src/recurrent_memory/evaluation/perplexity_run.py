@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
+from ..inference.documents import Documents
 from ..inference.peak_memory import peak_rss_mb
 from ..inference.reader import evaluating
-from .documents import Documents
 from .folder import RESULTS, SETTINGS, open_folder
 from .perplexity import Scoring, TextReading
 from .perplexity_plan import Choice, Plan, PlannedTokens

@@ -13,6 +13,7 @@ from ..backbones.seq2seq import Seq2SeqBackbone
 from ..errors import GenerationError, InputError
 from ..segments import Segment
 from ..state import MemoryState
+from .open_state import OpenState
 
 if TYPE_CHECKING:
     from ..model import RecurrentMemoryModel
@@ -25,18 +26,21 @@ class GenerationWithMemory:
         self,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
-        memory_state: MemoryState | None = None,
+        memory_state: MemoryState | OpenState | None = None,
         **kwargs: Any,
     ) -> Any:
         """Continue a text.
 
         In a decoder, `generate(q, memory_state=model.read(t))` continues `t + q`: the read block and the prompt go in, no
-        write block; when the window holds S tokens and one more is there, the S are folded.
+        write block; when the window holds S tokens and one more is there, the S are folded. The keys and values of the
+        present window are kept, so that a token costs one position; with `use_cache=False`, and where backbone or memory
+        cannot, the window is run anew for each.
 
         Args:
             inputs: `[B, T]` the prompt, also as `input_ids=`. May be left out if the state has something pending.
             generation_config: As in `transformers`.
-            memory_state: What was read before.
+            memory_state: What was read before. With a prompt, an `OpenState` goes on in place: what it has computed is
+                used, and the next call can go on from there.
             **kwargs: As in `transformers`: `max_new_tokens`, `do_sample`, `streamer`, …
 
         Returns:
@@ -52,9 +56,9 @@ class GenerationWithMemory:
         if isinstance(model.view, Seq2SeqBackbone):
             return _generate_seq2seq(model, input_ids, generation_config, memory_state, kwargs)
         if input_ids is None:
-            input_ids, memory_state = _prompt_from_pending(memory_state)
+            input_ids, memory_state = prompt_from_pending(memory_state)
             if kwargs.get("streamer") is not None:
-                kwargs["streamer"] = _WithoutPrompt(kwargs["streamer"])
+                kwargs["streamer"] = WithoutPrompt(kwargs["streamer"])
             generated = _super_generate(model, input_ids, generation_config, memory_state, kwargs)
             if isinstance(generated, Tensor):
                 return generated[:, 1:]
@@ -69,7 +73,7 @@ class GenerationWithMemory:
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
-        memory_state: MemoryState | None = None,
+        memory_state: MemoryState | OpenState | None = None,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -86,7 +90,8 @@ class GenerationWithMemory:
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], **kwargs: Any
     ) -> dict[str, Any]:
-        model_kwargs["memory_state"] = outputs.memory_state.detach()
+        if not isinstance(model_kwargs["memory_state"], OpenState):
+            model_kwargs["memory_state"] = outputs.memory_state.detach()
         model_kwargs["prompt_is_read"] = True
         return model_kwargs
 
@@ -104,6 +109,8 @@ class GenerationWithMemory:
                 model_kwargs[name] = value.index(
                     torch.arange(value.batch_size, device=value.device).repeat_interleave(expand_size)
                 )
+            elif isinstance(value, OpenState):
+                model_kwargs[name] = value.repeated(expand_size)
             elif isinstance(value, Tensor):
                 model_kwargs[name] = value.repeat_interleave(expand_size, dim=0)
         return input_ids.repeat_interleave(expand_size, dim=0) if input_ids is not None else None, model_kwargs
@@ -112,18 +119,20 @@ class GenerationWithMemory:
         return False
 
 
-class _WithoutPrompt:
+class WithoutPrompt:
     """A streamer that is not shown the first thing that is put: a prompt that nobody gave."""
 
     def __init__(self, streamer: Any) -> None:
         self._streamer, self._is_first = streamer, True
 
     def put(self, value: Tensor) -> None:
+        """Token ids."""
         if not self._is_first or getattr(self._streamer, "skip_prompt", False):  # which skips the first by itself
             self._streamer.put(value)
         self._is_first = False
 
     def end(self) -> None:
+        """Nothing more comes."""
         self._streamer.end()
 
 
@@ -145,8 +154,13 @@ def _refuse_unsupported(model: RecurrentMemoryModel, config: GenerationConfig | 
             raise GenerationError(f"{name} is not supported with a recurrent memory; leave it out")
 
 
-def _prompt_from_pending(state: MemoryState | None) -> tuple[Tensor, MemoryState]:
-    """The last pending token as the prompt, and the state before it: what follows is the same."""
+def prompt_from_pending(state: MemoryState | OpenState | None) -> tuple[Tensor, MemoryState]:
+    """The last pending token as the prompt, and the state before it: what follows is the same.
+
+    Raises:
+        GenerationError: if there is a row with nothing pending.
+    """
+    state = state.state if isinstance(state, OpenState) else state
     if state is None or not bool((state.pending_lengths > 0).all()):
         raise GenerationError("nothing to continue: give a prompt, or a memory_state with text pending in every row")
     last = state.pending_lengths - 1
@@ -158,7 +172,7 @@ def _super_generate(
     model: RecurrentMemoryModel,
     input_ids: Tensor,
     config: GenerationConfig | None,
-    state: MemoryState | None,
+    state: MemoryState | OpenState | None,
     kwargs: dict[str, Any],
 ) -> Any:
     from transformers import GenerationMixin
@@ -173,11 +187,18 @@ def _super_generate(
         raise GenerationError(
             "the prompt is padded on the right; pad on the left (tokenizer.padding_side = 'left') to generate"
         )
-    kwargs.setdefault("use_cache", False)
+    settings = config or model.generation_config
+    wants_cache = kwargs.pop("use_cache", getattr(settings, "use_cache", None)) is not False
     state = state if state is not None else model.initial_state(input_ids.shape[0])
-    model.check_state(state)
-    return cast(Any, GenerationMixin).generate(
-        model, input_ids, generation_config=config, attention_mask=mask, memory_state=state, **kwargs
+    if not isinstance(state, OpenState):
+        model.check_state(state)
+        state = OpenState(model, state) if wants_cache and OpenState.is_possible(model) else state
+    elif state.model is not model:
+        raise GenerationError(
+            "memory_state is held open by another model; open it with this one: OpenState(model, state)"
+        )
+    return cast(Any, GenerationMixin).generate(  # whose own cache would keep the whole text: it gets none
+        model, input_ids, generation_config=config, attention_mask=mask, memory_state=state, use_cache=False, **kwargs
     )
 
 
@@ -185,9 +206,10 @@ def _generate_seq2seq(
     model: RecurrentMemoryModel,
     input_ids: Tensor | None,
     config: GenerationConfig | None,
-    state: MemoryState | None,
+    state: MemoryState | OpenState | None,
     kwargs: dict[str, Any],
 ) -> Any:
+    state = state.state if isinstance(state, OpenState) else state
     mask = kwargs.pop("attention_mask", None)
     if input_ids is not None:
         state = model.read(input_ids, mask, state)

@@ -13,6 +13,8 @@ from ..backbones.seq2seq import Seq2SeqBackbone
 from ..errors import ConfigError, GenerationError
 from ..state import MemoryState
 from .detokenize import IncrementalDecoder, eos_ids
+from .generation import WithoutPrompt, prompt_from_pending
+from .open_state import OpenState
 from .reader import evaluating
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class Sampling:
 
 
 class _Tap:
-    """A `transformers` streamer that hands on each new token. `generate` does not show it the prompt: it has none."""
+    """A `transformers` streamer that hands on each new token."""
 
     def __init__(self, take: Callable[[int], None]) -> None:
         self._take = take
@@ -107,14 +109,18 @@ def write_text(
     config = _generation_config(sampling, ends, tokenizer)
     made = 0
     with evaluating(model):
-        while max_new_tokens is None or made < max_new_tokens:
+        prompt, before = prompt_from_pending(state)
+        opened = OpenState(model, before) if OpenState.is_possible(model) else None
+        while True:
             wanted = min(TOKENS_AT_A_TIME, max_new_tokens - made) if max_new_tokens is not None else TOKENS_AT_A_TIME
-            tap = _Tap(lambda token: emit(decoder.push(token)) if token not in ends else None)
-            new = model.generate(None, config, state, max_new_tokens=wanted, streamer=tap)
-            made += new.shape[1]
-            state = model.read(new, memory_state=state)
-            if int(new[0, -1]) in ends:
+            tap = WithoutPrompt(_Tap(lambda token: emit(decoder.push(token)) if token not in ends else None))
+            new = model.generate(prompt, config, opened or before, max_new_tokens=wanted, streamer=tap)
+            made += new.shape[1] - 1
+            if made == max_new_tokens or int(new[0, -1]) in ends:
                 break
+            before = opened.state if opened is not None else model.read(new[:, :-1], memory_state=before)
+            prompt = new[:, -1:]
+        state = model.read(new, memory_state=before)
     emit(decoder.flush())
     return made, state
 

@@ -6,7 +6,7 @@ is DPFP of Schlag, Irie, Schmidhuber: Linear Transformers Are Secretly Fast Weig
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone
 from ..config import MemoryConfig
-from ..errors import ConfigError
 from ..segments import Segment
-from .base import Memory, Rows, Run
-from .layers import watching
-from .rows import build_rows, positions_at_end, take
+from .base import Rows
+from .layerwise import LayerwiseMemory
+from .rows import build_rows
 
 EPSILON = 1e-5
 
@@ -41,7 +40,7 @@ def dpfp(x: Float[Tensor, "... d"], order: int) -> Float[Tensor, "... K"]:
     return torch.cat([halves * halves.roll(shift, -1) for shift in range(1, order + 1)], -1)
 
 
-class AssociativeMemory(Memory):
+class AssociativeMemory(LayerwiseMemory):
     """Each of L layers keeps a matrix `A` and a normaliser `z`; M learned write tokens stand at the end of every row.
 
     Before a layer, at every position: `h += φ(W_q h) A / (φ(W_q h)·z + ε)`. After it, at the write tokens:
@@ -51,12 +50,10 @@ class AssociativeMemory(Memory):
     State: `A`, `[B, L, K, D]`, and `z`, `[B, L, K]`; zeros at first.
     """
 
+    is_positionwise: ClassVar[bool] = True
+
     def __init__(self, config: MemoryConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        if backbone.family == "seq2seq":
-            raise ConfigError(
-                "kind='associative' is for decoders and encoders; for an encoder–decoder take kind='tokens'"
-            )
         weight = backbone.embedding.weight
         made: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
         layers, width, small = len(backbone.layers()), backbone.layer_width, config.key_width
@@ -94,68 +91,38 @@ class AssociativeMemory(Memory):
         size = self.config.num_memory_tokens
         return self.config.segment_length + size + backbone.num_special_tokens(0)
 
-    def fold(
-        self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Memory.fold`."""
-        rows = self._rows(backbone, segment, write=True)
-        if not self.config.num_memory_tokens:
-            return rows.text_of(backbone.encode(rows.embeddings, rows.lengths)), tensors
-        written: dict[int, tuple[Tensor, Tensor]] = {}
-        where = positions_at_end(rows, self.config.num_memory_tokens)
+    def layer_weights(self) -> dict[str, Tensor]:
+        """W_q, W_k, W_v and W_b of each layer."""
+        return {name: getattr(self, name) for name in ("query", "key", "value", "rate", "rate_bias")}
 
-        def after(layer: int, hidden: Tensor) -> None:
-            matrix, normaliser = tensors["A"][:, layer], tensors["z"][:, layer]
-            written[layer] = self._write(layer, take(hidden, where), matrix, normaliser)
-
-        with watching(backbone.layers(), self._reader(tensors), after):
-            hidden = backbone.encode(rows.embeddings, rows.lengths)
-        pairs = [written[layer] for layer in range(len(written))]
-        return rows.text_of(hidden), {
-            "A": torch.stack([matrix for matrix, _ in pairs], 1),
-            "z": torch.stack([normaliser for _, normaliser in pairs], 1),
-        }
-
-    def look(
-        self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None
-    ) -> tuple[Any, Rows]:
-        """See `Memory.look`. Under a causal mask the text does not see the write tokens, and they are left out."""
-        rows = self._rows(backbone, segment, write=not backbone.separate_write_block)
-        if not self.config.num_memory_tokens:
-            return (run or backbone.encode)(rows.embeddings, rows.lengths), rows
-        with watching(backbone.layers(), self._reader(tensors)):
-            return (run or backbone.encode)(rows.embeddings, rows.lengths), rows
-
-    def _rows(self, backbone: Backbone, segment: Segment, *, write: bool) -> Rows:
+    def rows(self, backbone: Backbone, segment: Segment, *, write: bool) -> Rows:
+        """`[prefix ; x ; suffix ; W]`."""
         tokens = self.write_tokens.expand(segment.input_ids.shape[0], -1, -1)
         return build_rows(backbone, segment, read=None, write=tokens if write else None)
 
-    def _reader(self, tensors: dict[str, Tensor]) -> Any:
-        def before(layer: int, hidden: Tensor) -> Tensor:
-            queries = dpfp(hidden.to(self.query.dtype) @ self.query[layer].mT, self.config.dpfp_order)
-            found = _recall(queries, tensors["A"][:, layer], tensors["z"][:, layer])
-            return hidden + found.to(hidden.dtype)
+    def recall(
+        self, weights: dict[str, Tensor], hidden: Float[Tensor, "B R D"], kept: dict[str, Tensor]
+    ) -> Float[Tensor, "B R D"]:
+        """See `LayerwiseMemory.recall`."""
+        queries = dpfp(hidden.to(weights["query"].dtype) @ weights["query"].mT, self.config.dpfp_order)
+        return hidden + _recall(queries, kept["A"], kept["z"]).to(hidden.dtype)
 
-        return before
-
-    def _write(
-        self,
-        layer: int,
-        hidden: Float[Tensor, "B M D"],
-        matrix: Float[Tensor, "B K D"],
-        normaliser: Float[Tensor, "B K"],
-    ) -> tuple[Float[Tensor, "B K D"], Float[Tensor, "B K"]]:
-        hidden = hidden.to(self.key.dtype)
-        keys = dpfp(hidden @ self.key[layer].mT, self.config.dpfp_order)
+    def remember(
+        self, weights: dict[str, Tensor], written: Float[Tensor, "B M D"], kept: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """See `LayerwiseMemory.remember`."""
+        matrix, normaliser = kept["A"], kept["z"]
+        written = written.to(weights["key"].dtype)
+        keys = dpfp(written @ weights["key"].mT, self.config.dpfp_order)
         known = _recall(keys, matrix, normaliser)
-        rates = torch.sigmoid(hidden @ self.rate[layer] + self.rate_bias[layer])
-        new = rates[..., None] * (hidden @ self.value[layer].mT - known)
+        rates = torch.sigmoid(written @ weights["rate"] + weights["rate_bias"])
+        new = rates[..., None] * (written @ weights["value"].mT - known)
         with torch.no_grad():
             overlap = (keys @ normaliser[..., None])[..., 0]
             share = (1 - (overlap + EPSILON) / (keys.pow(2).sum(-1) + EPSILON)).clamp(0, 1)
             is_empty = ~normaliser.any(-1, keepdim=True)
             share = torch.where(is_empty, torch.ones_like(share), share)
-        return matrix + keys.mT @ new, normaliser + (share[..., None] * keys).sum(1)
+        return {"A": matrix + keys.mT @ new, "z": normaliser + (share[..., None] * keys).sum(1)}
 
 
 def _recall(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -44,7 +44,12 @@ class Memory(nn.Module, ABC):
     Args:
         config: The settings.
         backbone: The model that it is for; widths are taken from it. Not kept.
+
+    `is_positionwise`: whether all that it does at a position of a row, besides what the model does, can be done without the
+    positions before. Then a row that grows need not be run anew (`Backbone.continued`). Where it is not said, it is not.
     """
+
+    is_positionwise: ClassVar[bool] = False
 
     def __init__(self, config: MemoryConfig, backbone: Backbone) -> None:
         super().__init__()

@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..backbones.base import Backbone
 
-class HiddenCarry(nn.Module):
-    """The papers' form: the hidden state as it is."""
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Any shape."""
+class Carry(nn.Module, ABC):
+    """Makes the next memory, `M_{t+1}`, of the hidden state `h` at the write positions of segment t.
+
+    Args:
+        embedding: `[V, D]` the backbone's embeddings: what is kept here has their width, dtype and device.
+    """
+
+    def __init__(self, embedding: Float[Tensor, "V D"]) -> None:
+        super().__init__()
+        del embedding
+
+    def reset_parameters(self, backbone: Backbone) -> None:
+        """Set what is kept here to its initial values."""
+        del backbone
+
+    @abstractmethod
+    def forward(self, hidden: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]) -> Float[Tensor, "B M D"]:
+        """The next memory.
+
+        Args:
+            hidden: `h`, in the dtype of the memory.
+            initial: `M_0`.
+        """
+
+
+class HiddenCarry(Carry):
+    """The papers' form: the hidden state as it is, `M_{t+1} = h`."""
+
+    def forward(self, hidden: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]) -> Float[Tensor, "B M D"]:
+        """See `Carry.forward`."""
         return hidden
 
 
-class SignCarry(nn.Module):
-    """One bit a number, +1 or -1: a memory that a segment says nothing about comes back exactly as it was.
+class SignCarry(Carry):
+    """`M_{t+1} = sign(h)`, +1 or -1: a memory that a segment says nothing about comes back exactly as it was.
 
     Small errors are undone at every segment instead of adding up over thousands. The gradient is that of the identity
     (straight-through estimator, Bengio et al., arXiv:1308.3432). Needs training for it, or at least a backbone whose
     hidden state is about 1 in size.
     """
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Any shape."""
+    def forward(self, hidden: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]) -> Float[Tensor, "B M D"]:
+        """See `Carry.forward`."""
         return _Sign.apply(hidden)  # pyright: ignore[reportReturnType]
 
 
@@ -38,4 +68,50 @@ class _Sign(torch.autograd.Function):
         return grad_outputs[0]
 
 
-CARRIES: dict[str, type[nn.Module]] = {"hidden": HiddenCarry, "sign": SignCarry}
+class NormCarry(Carry):
+    """`M_{t+1} = σ · h / √(mean_D(h²) + ε)`: every memory token is as large as an embedding. ε = 1e-6.
+
+    σ, the standard deviation of the embedding layer's output, is what `M_0` is drawn with; it is saved with the model and
+    not trained. For backbones whose last hidden state is on another scale than their embeddings (decision 0008).
+    """
+
+    EPSILON = 1e-6
+    scale: Tensor
+
+    def __init__(self, embedding: Float[Tensor, "V D"]) -> None:
+        super().__init__(embedding)
+        self.register_buffer("scale", torch.ones((), dtype=embedding.dtype, device=embedding.device))
+
+    def reset_parameters(self, backbone: Backbone) -> None:
+        """Take σ from the backbone."""
+        nn.init.constant_(self.scale, backbone.embedding_std())
+
+    def forward(self, hidden: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]) -> Float[Tensor, "B M D"]:
+        """See `Carry.forward`."""
+        precise = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # squares leave float16's range
+        size = (precise.square().mean(-1, keepdim=True) + self.EPSILON).sqrt()
+        return (self.scale * precise / size).to(hidden.dtype)
+
+
+class GateCarry(Carry):
+    """`M_{t+1} = M_0 + g ⊙ h`, g `[D]` a learned gate for each channel, zero at the start.
+
+    A new model remembers nothing and reads every segment with `M_0`, as if its memory were reset: it is no worse than
+    that from the first step, and learns what is worth carrying (decision 0008). A zero at the start of a new path is that
+    of ReZero (Bachlechner et al., arXiv:2003.04887) and LoRA.
+    """
+
+    def __init__(self, embedding: Float[Tensor, "V D"]) -> None:
+        super().__init__(embedding)
+        self.gate = nn.Parameter(torch.zeros(embedding.shape[1], dtype=embedding.dtype, device=embedding.device))
+
+    def reset_parameters(self, backbone: Backbone) -> None:
+        """Close the gate."""
+        nn.init.zeros_(self.gate)
+
+    def forward(self, hidden: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]) -> Float[Tensor, "B M D"]:
+        """See `Carry.forward`."""
+        return initial + self.gate * hidden
+
+
+CARRIES: dict[str, type[Carry]] = {"hidden": HiddenCarry, "sign": SignCarry, "norm": NormCarry, "gate": GateCarry}

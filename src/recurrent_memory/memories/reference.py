@@ -55,6 +55,25 @@ def sign_carry(hidden: Tensor) -> Tensor:
     return hidden + (torch.where(hidden < 0, -1.0, 1.0) - hidden).detach()
 
 
+def norm_carry(scale: Float[Tensor, ""]) -> Carry:
+    """Each memory token stretched or shrunk until the root of its mean square is `scale`."""
+
+    def carry(hidden: Tensor) -> Tensor:
+        tokens = [token * scale / torch.sqrt((token * token).sum() / len(token) + 1e-6) for token in hidden]
+        return torch.stack(tokens) if tokens else hidden
+
+    return carry
+
+
+def gate_carry(initial: Float[Tensor, "M D"], gate: Float[Tensor, " D"]) -> Carry:
+    """The first memory, and of the hidden state what each channel's gate lets through."""
+
+    def carry(hidden: Tensor) -> Tensor:
+        return torch.stack([initial[:, d] + gate[d] * hidden[:, d] for d in range(len(gate))], 1)
+
+    return carry
+
+
 def cut(text: Sequence[int], segment_length: int) -> list[list[int]]:
     """Segments of S tokens, the last of 1…S; one empty segment where there is no text."""
     segments = [list(text[start : start + segment_length]) for start in range(0, len(text), segment_length)]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _KINDS: dict[str, str] = {
     "tokens": "recurrent_memory.memories.tokens:TokenMemory",
     "associative": "recurrent_memory.memories.associative:AssociativeMemory",
+    "per-layer": "recurrent_memory.memories.per_layer:PerLayerMemory",
 }
 
 

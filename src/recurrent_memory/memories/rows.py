@@ -50,9 +50,9 @@ def build_rows(
 
 
 def positions_at_end(rows: Rows, count: int) -> Int[Tensor, "B M"] | slice:
-    """Where the last `count` real positions of each row are."""
+    """Where the last `count` real positions of each row are, counted from the end where that is the same in all rows."""
     if rows.lengths is None:
-        return slice(rows.embeddings.shape[1] - count, rows.embeddings.shape[1])
+        return slice(-count, None) if count else slice(0, 0)
     return rows.lengths[:, None] - count + torch.arange(count, device=rows.lengths.device)
 
 

@@ -6,7 +6,7 @@ Bulatov, Kuratov, Kapushev, Burtsev: Beyond Attention (arXiv:2402.04161), sectio
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +20,25 @@ from .rows import build_rows, positions_at_end, take
 
 
 class TokenMemory(Memory):
-    """`M_{t+1}` is the last hidden state at the write positions of segment t, or its signs; `M_0` is learned.
+    """`M_{t+1}` is the last hidden state at the write positions of segment t, or made of it (`carry.py`); `M_0` is learned.
 
     State: `memory`, `[B, M, D]`.
     """
+
+    is_positionwise: ClassVar[bool] = True
 
     def __init__(self, config: MemoryConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         weight = backbone.embedding.weight
         shape = (config.num_memory_tokens, backbone.embedding_width)
         self.initial_memory = nn.Parameter(torch.zeros(shape, dtype=weight.dtype, device=weight.device))
-        self.carry = CARRIES[config.carry]()
+        self.carry = CARRIES[config.carry](weight)
 
     def reset_parameters(self, backbone: Backbone) -> None:
         """Draw `M_0` from N(0, σ²), σ the standard deviation of the embedding layer's output."""
         if self.initial_memory.numel():
             nn.init.normal_(self.initial_memory, std=backbone.embedding_std())
+        self.carry.reset_parameters(backbone)
 
     def initial(self, batch_size: int) -> dict[str, Tensor]:
         """`M_0` for every row."""
@@ -72,4 +75,4 @@ class TokenMemory(Memory):
         else:
             start = len(backbone.prefix_ids)
             written = hidden[:, start : start + size]
-        return self.carry(written.to(memory.dtype))
+        return self.carry(written.to(memory.dtype), self.initial_memory)

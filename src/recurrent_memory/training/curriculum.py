@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, get_last_checkpoint
@@ -29,6 +29,7 @@ from .task_lanes import Carried
 from .trainer import RecurrentMemoryTrainer
 
 RECORD = "curriculum.json"
+BestBy = Literal["accuracy", "loss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,12 @@ class Stage:
 class Curriculum:
     """The stages, in order.
 
-    In every batch the number of segments is drawn from 1 up to the stage's.
-
     Args:
         stages: The stages.
         curriculum: False: one stage, with as many steps as all of them have together and the last one's target, in which
             every example has the last stage's number of segments from the start.
+        random_num_segments: Whether in every batch of a stage the number of segments is drawn from 1 up to the stage's;
+            False: it is the stage's.
 
     Raises:
         ConfigError: if there is no stage.
@@ -86,6 +87,7 @@ class Curriculum:
 
     stages: tuple[Stage, ...]
     curriculum: bool = True
+    random_num_segments: bool = True
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -120,12 +122,14 @@ class StageResult:
         num_steps: Optimizer steps taken.
         checkpoint: The folder of its best checkpoint; the last one, where nothing was measured.
         accuracy: The best held-out accuracy; None where nothing was measured.
+        loss: The lowest held-out loss; None likewise.
     """
 
     num_segments: int
     num_steps: int
     checkpoint: str
     accuracy: float | None
+    loss: float | None = None
 
 
 def train_curriculum(
@@ -136,6 +140,9 @@ def train_curriculum(
     curriculum: Curriculum,
     backpropagation: Backpropagation | None = None,
     num_eval_examples: int = 64,
+    eval_examples: SegmentedExamples | None = None,
+    best_by: BestBy = "accuracy",
+    memory_learning_rate: float | None = None,
     processing_class: Any = None,
     callbacks: Sequence[TrainerCallback] = (),
     report: Report | None = None,
@@ -151,6 +158,10 @@ def train_curriculum(
         curriculum: The stages.
         backpropagation: Which gradient is taken, and how.
         num_eval_examples: How many held-out examples an evaluation reads.
+        eval_examples: What they are drawn from; None: from `examples`.
+        best_by: Which checkpoint of a stage is its best: the one with the highest held-out accuracy, or with the lowest
+            held-out loss.
+        memory_learning_rate: Of the memory's parameters, at its highest, in every stage; None: that of the others.
         processing_class: The tokenizer, saved beside the model.
         callbacks: Further callbacks of the Trainer.
         report: Called with rows (`RowsCallback`); the Trainer then prints nothing.
@@ -177,15 +188,17 @@ def train_curriculum(
         if result is None:
             settings: dict[str, Any] = {
                 "num_segments": stage.num_segments,
-                "random_num_segments": curriculum.curriculum,
+                "random_num_segments": curriculum.curriculum and curriculum.random_num_segments,
                 "backpropagation": backpropagation,
                 "num_eval_examples": num_eval_examples,
+                "eval_examples": eval_examples,
+                "memory_learning_rate": memory_learning_rate,
                 "eval_segments": stage.eval_segments,
                 "target_accuracy": stage.target_accuracy,
                 "processing_class": processing_class,
                 "callbacks": callbacks,
             }
-            trainer = _trainer(model, _stage_args(args, stage, folder), examples, stage, settings)
+            trainer = _trainer(model, _stage_args(args, stage, folder, best_by), examples, stage, settings)
             if report is not None:
                 report_rows(trainer, RowsCallback(report, index, len(stages), stage.num_segments))
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
@@ -217,7 +230,7 @@ def _trainer(
     return LaneTrainer(model, args, examples=examples, carried=stage.carried, **settings)
 
 
-def _stage_args(args: TrainingArguments, stage: Stage, folder: Path) -> TrainingArguments:
+def _stage_args(args: TrainingArguments, stage: Stage, folder: Path, best_by: BestBy) -> TrainingArguments:
     args = copy.copy(args)
     args.output_dir, args.max_steps = str(folder), stage.max_steps
     args.eval_strategy, args.save_strategy = IntervalStrategy.STEPS, SaveStrategy.STEPS
@@ -226,7 +239,7 @@ def _stage_args(args: TrainingArguments, stage: Stage, folder: Path) -> Training
         args.save_total_limit = 2
     if stage.learning_rate is not None:
         args.learning_rate = stage.learning_rate
-    args.metric_for_best_model, args.greater_is_better = "accuracy", True
+    args.metric_for_best_model, args.greater_is_better = best_by, best_by == "accuracy"
     return args
 
 
@@ -237,13 +250,15 @@ def _result(folder: Path, stage: Stage) -> StageResult | None:
         return None
     state = TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
     measured = [row["eval_accuracy"] for row in state.log_history if "eval_accuracy" in row]
+    losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
     reached = stage.target_accuracy is not None and max(measured, default=0.0) >= stage.target_accuracy
     if not reached and state.global_step < stage.max_steps:
         return None
     # Found by its step: the folder may have been moved since it was written.
     best = folder / f"checkpoint-{state.best_global_step}"
     checkpoint = best if state.best_global_step and best.is_dir() else Path(last)
-    return StageResult(stage.num_segments, state.global_step, str(checkpoint), max(measured, default=None))
+    best_values = max(measured, default=None), min(losses, default=None)
+    return StageResult(stage.num_segments, state.global_step, str(checkpoint), *best_values)
 
 
 def _read_record(out: Path) -> list[StageResult]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field, field_validator, model_validator
 from transformers import AutoConfig, AutoTokenizer, TrainingArguments
 from transformers.integrations import is_tensorboard_available
@@ -19,7 +20,7 @@ from ..backbones.families import find_family
 from ..config import MemoryConfig
 from ..errors import ConfigError, RecipeError
 from ..model import RecurrentMemoryModel
-from ..tasks.registry import load_task, task_names
+from ..tasks.registry import load_task
 from .bptt import Backpropagation, Kind
 from .curriculum import Curriculum, Stage, StageResult, train_curriculum
 from .examples import SegmentedExamples
@@ -28,6 +29,9 @@ from .reporting import Report
 from .settings import Strict, load_settings
 from .task_examples import TaskExamples
 from .task_lanes import Carried
+from .task_recipe import TaskRecipe
+from .text_examples import TextExamples
+from .text_recipe import TextRecipe
 from .trained import LoraSettings, Trained, choose_trained
 
 
@@ -95,6 +99,7 @@ class OptimizerRecipe(Strict):
 
     Args:
         learning_rate: At its highest.
+        memory_learning_rate: Of the memory's parameters, at its highest, in every stage; None: that of the others.
         warmup: The share of a stage's steps in which it rises.
         weight_decay: AdamW's.
         betas: AdamW's.
@@ -102,6 +107,7 @@ class OptimizerRecipe(Strict):
     """
 
     learning_rate: float = Field(1e-4, gt=0)
+    memory_learning_rate: float | None = Field(None, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
@@ -120,39 +126,6 @@ class BatchRecipe(Strict):
     parts: int = Field(1, ge=1)
 
 
-class TaskRecipe(Strict):
-    """What is learned: questions about facts in long texts; see `TaskExamples`.
-
-    Args:
-        name: A task, or several, of which one is drawn for each example.
-        options: Of the tasks, such as `source: FOLDER` for bAbI's files.
-        noise: Folders, files or hub ids of texts that the facts are hidden in.
-        noise_chars: How much of it is kept in RAM.
-        partial: How often the last segment of a text is cut short, 0…1.
-        boundary: "sentence" or "word": after which a fact may stand.
-    """
-
-    name: tuple[str, ...] = Field(min_length=1)
-    options: dict[str, Any] = Field(default_factory=dict)
-    noise: tuple[str, ...] = ()
-    noise_chars: int = Field(20_000_000, gt=0)
-    partial: float = Field(0.25, ge=0, le=1)
-    boundary: Literal["sentence", "word"] = "sentence"
-
-    @field_validator("name", "noise", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _tasks_exist(self) -> Self:
-        known = task_names()
-        for name in self.name:
-            if name not in known:
-                raise ConfigError(f"{name!r} is not a task; there are {', '.join(known)}")
-        return self
-
-
 class Experiment(Strict):
     """A training.
 
@@ -165,17 +138,20 @@ class Experiment(Strict):
         backbone_task: The head, as for `RecurrentMemoryModel.from_backbone`; None: the family's own.
         num_labels: Classes of a classification head; None: the answers of the task.
         memory: The settings of `MemoryConfig`.
-        task: What is learned; None: whoever runs it brings examples.
+        task: What is learned: the answers of a task. Neither `task` nor `text`: whoever runs it brings examples.
+        text: What is learned: the next token of texts. A stage's best checkpoint is then the one with the lowest held-out
+            loss; for tasks it is the one with the highest held-out accuracy.
         trained: "memory", "lora" or "all".
         lora: The adapter; only with trained: lora.
         curriculum: False: trains at the last stage's number of segments from the start.
+        random_num_segments: Whether every step draws a number of segments from 1 to its stage's; False: it is the stage's.
         stages: The stages; a bare number is a number of segments.
         max_steps: Of a stage that names no limit of its own.
         target_accuracy: Of a stage that names none of its own.
         backpropagation: Which gradient is taken, and how.
         optimizer: The optimizer and its schedule.
         batch: Examples a step.
-        precision: "float32", "bf16" or "fp16": what forward passes compute in; weights stay as they are.
+        precision: "float32", "bf16" or "fp16": what forward passes compute in; weights are kept in float32.
         eval_every: Steps between measurements, each with a checkpoint.
         num_eval_examples: Held-out examples that are measured on.
         seed: Of everything that is drawn.
@@ -191,9 +167,11 @@ class Experiment(Strict):
     num_labels: int | None = Field(None, ge=1)
     memory: dict[str, Any]
     task: TaskRecipe | None = None
+    text: TextRecipe | None = None
     trained: Trained = "all"
     lora: LoraRecipe | None = None
     curriculum: bool = True
+    random_num_segments: bool = True
     stages: tuple[StageRecipe, ...] = Field(min_length=1)
     max_steps: int = Field(1000, ge=1)
     target_accuracy: float | None = Field(None, gt=0, le=1)
@@ -225,6 +203,18 @@ class Experiment(Strict):
             raise ConfigError(f"lora is given, but trained is {self.trained}; set trained: lora, or leave lora out")
         return self
 
+    @model_validator(mode="after")
+    def _text_goes_with_the_rest(self) -> Self:
+        if self.text is None:
+            return self
+        if self.task is not None:
+            raise ConfigError("text and task are both given; a training learns one of them: leave the other out")
+        if self.target_accuracy is not None or any(stage.target_accuracy is not None for stage in self.stages):
+            raise ConfigError("target_accuracy is of a task; a training on text ends at max_steps: leave it out")
+        if any(stage.carried is not None for stage in self.stages):
+            raise ConfigError("carried lanes are made from tasks; leave carried out of a training on text")
+        return self
+
     def plan(self) -> Curriculum:
         """The curriculum."""
         stages = [
@@ -238,7 +228,7 @@ class Experiment(Strict):
             )
             for s in self.stages
         ]
-        return Curriculum(tuple(stages), self.curriculum)
+        return Curriculum(tuple(stages), self.curriculum, self.random_num_segments)
 
     def arguments(self, **changes: Any) -> TrainingArguments:
         """The Trainer's settings, some of them changed."""
@@ -285,7 +275,10 @@ def make_examples(experiment: Experiment, tokenizer: Any) -> TaskExamples:
     """
     task = experiment.task
     if task is None:
-        raise RecipeError("task: is missing; say what is learned, such as task: {name: detect, noise: [FOLDER]}")
+        raise RecipeError(
+            "task: is missing; say what is learned, such as task: {name: detect, noise: [FOLDER]}, or "
+            "text: {train: [FOLDER], valid: [FOLDER]}"
+        )
     config = AutoConfig.from_pretrained(experiment.backbone)
     family, head = find_family(config).name, experiment.backbone_task
     form = "class" if head == "sequence-classification" else "target" if family == "seq2seq" else "text"
@@ -302,6 +295,23 @@ def make_examples(experiment: Experiment, tokenizer: Any) -> TaskExamples:
     )
 
 
+def make_text_examples(experiment: Experiment, tokenizer: Any) -> tuple[TextExamples, TextExamples]:
+    """The examples of an experiment's text: to train on, and held out.
+
+    Raises:
+        RecipeError: if it has none, or the backbone does not continue a text.
+        InputError: if the text cannot be read.
+    """
+    if experiment.text is None:
+        raise RecipeError("text: is missing; say what is learned, such as text: {train: [FOLDER], valid: [FOLDER]}")
+    family = find_family(AutoConfig.from_pretrained(experiment.backbone)).name
+    if family != "decoder":
+        raise RecipeError(
+            f"text: a model of the family {family!r} does not continue a text; take a decoder as backbone"
+        )
+    return experiment.text.examples(tokenizer, MemoryConfig.from_dict(experiment.memory).segment_length)
+
+
 def run_experiment(
     experiment: Experiment,
     examples: SegmentedExamples | None = None,
@@ -314,7 +324,7 @@ def run_experiment(
 
     Args:
         experiment: The experiment.
-        examples: In place of its task.
+        examples: In place of its task or text.
         resume: Whether to go on with what is in `<out>.run`, if anything is.
         report: Called with rows of the log; the Trainer then prints nothing.
         **changes: In place of the Trainer's settings, such as `use_cpu=True`.
@@ -325,20 +335,24 @@ def run_experiment(
     """
     set_seed(experiment.seed)
     tokenizer, num_labels = None, experiment.num_labels
+    eval_examples: SegmentedExamples | None = None
     if examples is None:
         tokenizer = AutoTokenizer.from_pretrained(experiment.backbone)
-        examples = make_examples(experiment, tokenizer)
+        if experiment.text is not None:
+            examples, eval_examples = make_text_examples(experiment, tokenizer)
+        else:
+            examples = make_examples(experiment, tokenizer)
     classes = examples.classes if isinstance(examples, TaskExamples) else ()
-    loading: dict[str, Any] = {}
+    loading: dict[str, Any] = {
+        "dtype": torch.float32
+    }  # many are stored in half precision, which small steps get lost in
     lora = experiment.lora
     if lora is not None and lora.bits == 4:
-        import torch
         from transformers import BitsAndBytesConfig
 
         compute = torch.float32 if experiment.precision == "float32" else torch.bfloat16
-        loading["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
-        )
+        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+        loading = {"quantization_config": quantization}
     model = RecurrentMemoryModel.from_backbone(
         experiment.backbone,
         MemoryConfig.from_dict(experiment.memory),
@@ -357,6 +371,9 @@ def run_experiment(
         curriculum=experiment.plan(),
         backpropagation=experiment.backpropagation.build(),
         num_eval_examples=experiment.num_eval_examples,
+        eval_examples=eval_examples,
+        best_by="accuracy" if experiment.text is None else "loss",
+        memory_learning_rate=experiment.optimizer.memory_learning_rate,
         processing_class=tokenizer,
         report=report,
         resume=resume,

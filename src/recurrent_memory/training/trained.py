@@ -45,11 +45,13 @@ def choose_trained(model: RecurrentMemoryModel, trained: Trained, lora: LoraSett
     Args:
         model: The model.
         trained: "memory": the parameters of the memory. "lora": those, and the adapter's. "all": every one. The head of a
-            classifier, which no pretrained model brings, is trained in any case.
+            classifier, which no pretrained model brings, is trained in any case. Without memory tokens the memory has
+            nothing to train, and "lora" is a fine-tuned model without memory.
         lora: The adapter; only for "lora".
 
     Raises:
-        ConfigError: if `trained` is not known, `lora` is given without being asked for, or the adapter does not go in.
+        ConfigError: if `trained` is not known, `lora` is given without being asked for, the adapter does not go in, or
+            nothing is left to train.
 
     Example:
         >>> choose_trained(model, "lora", LoraSettings(r=16, alpha=32, target_modules=("c_attn",)))
@@ -62,11 +64,19 @@ def choose_trained(model: RecurrentMemoryModel, trained: Trained, lora: LoraSett
         model.add_peft_adapter(_adapter(model, lora or LoraSettings()), ADAPTER)
     view = model.view
     classifies = isinstance(view, EncoderBackbone) and view.classifies
+    remembers = model.memory_config.num_memory_tokens > 0
     body = f"backbone.{model.backbone.base_model_prefix}."
     for name, parameter in model.named_parameters():
-        of_memory = name.startswith("memory.") or (classifies and not name.startswith(body))
+        if name.startswith("memory."):
+            parameter.requires_grad_(remembers)
+            continue
+        of_head = classifies and not name.startswith(body)
         of_adapter = trained == "lora" and f".{ADAPTER}." in f"{name}."
-        parameter.requires_grad_(trained == "all" or of_memory or of_adapter)
+        parameter.requires_grad_(trained == "all" or of_head or of_adapter)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f"trained={trained!r} with num_memory_tokens=0 leaves nothing to train; set trained='lora' or trained='all'"
+        )
 
 
 def _adapter(model: RecurrentMemoryModel, lora: LoraSettings) -> LoraConfig:

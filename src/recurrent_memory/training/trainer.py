@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from ..model import RecurrentMemoryModel
 from .bptt import Backpropagation, Outcome, backpropagate, measure
 from .examples import DrawnBatches, SegmentedExamples, collate, held_out
+from .parameter_groups import split_off
 from .resumable import ResumableTrainer
 
 
@@ -38,6 +39,8 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         num_eval_examples: How many held-out examples an evaluation reads.
         eval_segments: Segments of each of them; None: `num_segments`.
         target_accuracy: The held-out accuracy at which training stops, 0…1; None: at `max_steps` only.
+        eval_examples: What held-out examples are drawn from; None: from `examples`.
+        memory_learning_rate: Of the memory's parameters, at its highest; None: that of the others.
         processing_class: The tokenizer, saved beside the model.
         callbacks: Further callbacks of the Trainer.
 
@@ -57,6 +60,8 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         num_eval_examples: int = 64,
         eval_segments: int | None = None,
         target_accuracy: float | None = None,
+        eval_examples: SegmentedExamples | None = None,
+        memory_learning_rate: float | None = None,
         processing_class: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
@@ -64,6 +69,8 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         args.remove_unused_columns = False  # what an example brings is for `backpropagate`, not for `forward`
         self.examples, self.num_segments, self.num_eval_examples = examples, num_segments, num_eval_examples
         self.eval_segments = num_segments if eval_segments is None else eval_segments
+        self.eval_examples = examples if eval_examples is None else eval_examples
+        self.memory_learning_rate = memory_learning_rate
         self.backpropagation = backpropagation or Backpropagation()
         data = DrawnBatches(
             examples,
@@ -83,6 +90,14 @@ class RecurrentMemoryTrainer(ResumableTrainer):
             callbacks=[*([] if target_accuracy is None else [_StopAt(target_accuracy)]), *callbacks],
         )
         self._num_right = self._num_labels = 0  # since the last row of the log
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's, with the memory's own learning rate."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.memory_learning_rate is not None:
+            split_off(optimizer, self.model.memory.parameters(), self.memory_learning_rate)
+        return optimizer
 
     # ------------------------------------------------------------------ a step
 
@@ -160,7 +175,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
             metric_key_prefix: What the names of the metrics begin with.
         """
         del ignore_keys
-        examples = self.examples if eval_dataset is None else eval_dataset
+        examples = self.eval_examples if eval_dataset is None else eval_dataset
         self.model.eval()
         rank, step = self.args.process_index, self.args.world_size
         mine = [

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ..backbones.encoder import EncoderBackbone
 from ..backbones.seq2seq import Seq2SeqBackbone
 from ..errors import InputError
-from ..forward import IGNORE, at_least_float32, read_segment, targets_of
+from ..forward import IGNORE, read_segment, targets_of
+from ..head_loss import head_loss
 from ..model import RecurrentMemoryModel
 from ..segments import Segment, break_at, num_folded, rest_of
 from ..state import MemoryState
@@ -163,11 +163,9 @@ class Unrolling:
         if not (with_head and self.has_loss[index]):
             return Cell(after.tensors)
         target = target[needed]
-        logits = at_least_float32(self.view.head(hidden[needed]))
-        loss = cross_entropy(logits, target, reduction="sum") / self.num_items
-        is_right = logits.detach().argmax(-1) == target
+        loss, is_right = head_loss(self.view, hidden[needed], target)
         wrong = torch.zeros_like(self.folds).index_add(0, needed.nonzero()[:, 0], (~is_right).long())
-        return Cell(after.tensors, loss, is_right.sum(), wrong)
+        return Cell(after.tensors, loss / self.num_items, is_right.sum(), wrong)
 
     def _answer(self, index: int, segment: Segment, before: dict[str, Tensor], after: dict[str, Tensor]) -> Cell:
         """The rows whose last segment this is: their class, or what the decoder writes."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..hub import hub_rows
-from ..inference.sources import STDIN, iter_text, source_identity
+from .sources import STDIN, iter_text, source_identity
 
 COLUMN = "text"
 _ROWS = (".jsonl", ".jsonl.gz")
@@ -64,7 +64,7 @@ class Documents:
         return replace(self, open=lambda: iter([Document(self.name, chunks)]))
 
 
-def open_documents(source: str | Path, split: str = "test") -> Documents:
+def open_documents(source: str | Path, split: str = "test", what: str = "--text") -> Documents:
     """Find the documents of a source.
 
     Args:
@@ -72,6 +72,7 @@ def open_documents(source: str | Path, split: str = "test") -> Documents:
             `.jsonl` file every row is one, its text in the column `text`; so for the id of a dataset on the hub, with a
             configuration after a colon where it needs one: `Salesforce/wikitext:wikitext-2-raw-v1`.
         split: Of a dataset on the hub.
+        what: The setting that names the source, for errors.
 
     Raises:
         InputError: if it is missing, empty, or not text.
@@ -82,19 +83,19 @@ def open_documents(source: str | Path, split: str = "test") -> Documents:
     """
     name = str(source)
     if name == STDIN:
-        raise InputError("--text -: standard input cannot be read twice; give a file or a folder")
+        raise InputError(f"{what} -: standard input cannot be read twice; give a file or a folder")
     path = Path(name).expanduser()
     if path.exists():
         identity = source_identity(path)
         if any(file["sha256"] is None for file in identity["files"]):
-            raise InputError(f"--text {name}: is a pipe and cannot be read twice; give a file or a folder")
+            raise InputError(f"{what} {name}: is a pipe and cannot be read twice; give a file or a folder")
         files = [(path / file["name"] if path.is_dir() else path, file["name"]) for file in identity["files"]]
         return Documents(name, lambda: _of_files(files), identity)
     dataset, _, configuration = name.partition(":")
     arguments = [configuration] if configuration else []
 
     def rows() -> Iterator[Document]:
-        return _of_rows(name, hub_rows("--text", dataset, *arguments, split=split, streaming=True))
+        return _of_rows(name, hub_rows(what, dataset, *arguments, split=split, streaming=True))
 
     return Documents(name, rows, {"hub": name, "split": split})
 
