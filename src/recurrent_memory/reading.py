@@ -17,7 +17,7 @@ from .backbones.base import Backbone
 from .backbones.families import family_named
 from .config import MemoryConfig
 from .configuration import RecurrentMemoryConfig
-from .errors import InputError, StateError, StateModelMismatchError
+from .errors import ConfigError, InputError, StateError, StateModelMismatchError
 from .fingerprint import Fingerprint, is_same_model
 from .memories.base import Memory
 from .modeling_output import StepOutput
@@ -26,6 +26,8 @@ from .state import MemoryState
 
 if TYPE_CHECKING:
     from .inference.schedule import Folding
+
+FAST = ("auto", "off")
 
 
 class ReadsInSegments(PreTrainedModel):
@@ -36,11 +38,29 @@ class ReadsInSegments(PreTrainedModel):
     memory: Memory
     memory_config: MemoryConfig
     _fingerprint: Fingerprint
+    _fast: str = "auto"
+
+    @property
+    def fast(self) -> str:
+        """Whether shortcuts are taken that compute the same: `auto`, or `off`, everything as it is written.
+
+        Raises:
+            ConfigError: if it is set to something else.
+        """
+        return self._fast
+
+    @fast.setter
+    def fast(self, value: str) -> None:
+        if value not in FAST:
+            raise ConfigError(f"fast={value!r} is not a way to compute; choose one of {', '.join(FAST)}")
+        self._fast = value
 
     @property
     def view(self) -> Backbone:
         """The backbone, as a memory sees it."""
-        return family_named(self.config.family or "").build(self.backbone, self.config.special_ids)
+        view = family_named(self.config.family or "").build(self.backbone, self.config.special_ids)
+        view.is_fast = view.is_fast and self.fast != "off"
+        return view
 
     @property
     def fingerprint(self) -> str:
@@ -88,7 +108,12 @@ class ReadsInSegments(PreTrainedModel):
         return replace(state, fingerprint_source=self._fingerprint.going_on(state.fingerprint_source))
 
     def step(
-        self, segment: Segment | Int[Tensor, "B T"], state: MemoryState, *, return_logits: bool = False
+        self,
+        segment: Segment | Int[Tensor, "B T"],
+        state: MemoryState,
+        *,
+        return_logits: bool = False,
+        return_hidden: bool = True,
     ) -> tuple[StepOutput, MemoryState]:
         """Read one segment and fold it into the memory.
 
@@ -97,6 +122,8 @@ class ReadsInSegments(PreTrainedModel):
                 their memory.
             state: A state with nothing pending.
             return_logits: Whether to run the head at the text positions.
+            return_hidden: Whether the last hidden states at the text positions are wanted. Where they are not, some of the
+                last layer is left out.
 
         Raises:
             StateError: if something is pending: `fold` it first.
@@ -115,6 +142,8 @@ class ReadsInSegments(PreTrainedModel):
                 f"the segment has {segment.input_ids.shape[1]} tokens, more than segment_length={self.memory_config.segment_length}; "
                 "use read or forward, which cut the text"
             )
+        if not (return_hidden or return_logits):
+            return StepOutput(), self.write_segment(segment, self._going_on(state)).advanced(segment.lengths)
         hidden, folded = self.fold_segment(segment, self._going_on(state))
         folded = folded.advanced(segment.lengths)
         logits = self._head_at_all(hidden) if return_logits else None
@@ -137,13 +166,22 @@ class ReadsInSegments(PreTrainedModel):
         )
         if not rows.numel():
             return hidden, state
-        part = segment.rows(rows)
-        some, new = self.memory.fold(view, part, {name: t[rows] for name, t in state.tensors.items()})
+        some, new = self.memory.fold(view, segment.rows(rows), {name: t[rows] for name, t in state.tensors.items()})
         hidden = hidden.to(some.dtype).index_copy(
             0, rows, torch.nn.functional.pad(some, (0, 0, 0, hidden.shape[1] - some.shape[1]))
         )
-        tensors = {name: t.index_copy(0, rows, new[name].to(t.dtype)) for name, t in state.tensors.items()}
-        return hidden, state.folded(tensors, active)
+        return hidden, state.folded(_in_rows(state.tensors, rows, new), active)
+
+    def write_segment(self, segment: Segment, state: MemoryState) -> MemoryState:
+        """`fold_segment` without the hidden states of the text, which saves some of the last layer."""
+        active = segment.lengths > 0
+        if segment.is_full or bool(active.all()):
+            return state.folded(self.memory.write(self.view, segment, state.tensors), active)
+        rows = active.nonzero()[:, 0]
+        if not rows.numel():
+            return state
+        new = self.memory.write(self.view, segment.rows(rows), {name: t[rows] for name, t in state.tensors.items()})
+        return state.folded(_in_rows(state.tensors, rows, new), active)
 
     def fold(self, state: MemoryState) -> MemoryState:
         """Fold what is pending, a partial segment too. Rows with nothing pending stay as they are."""
@@ -151,7 +189,7 @@ class ReadsInSegments(PreTrainedModel):
             return state
         state = self._going_on(state)
         segment = Segment(state.pending[:, : int(state.pending_lengths.max())], state.pending_lengths)
-        return self.fold_segment(segment, state)[1].with_pending(
+        return self.write_segment(segment, state).with_pending(
             state.pending[:, :0], torch.zeros_like(state.pending_lengths)
         )
 
@@ -214,7 +252,7 @@ class ReadsInSegments(PreTrainedModel):
         state = self._fold_in_all_rows(text, first, state)
         for index in range(first, last):
             segment = window(text, index * length, length)
-            state = self.fold_segment(Segment(segment.input_ids, segment.lengths * (index < folds)), state)[1]
+            state = self.write_segment(Segment(segment.input_ids, segment.lengths * (index < folds)), state)
         return state.with_pending(*rest_of(text, folds * length))
 
     def folding_on_diagonals(
@@ -233,5 +271,10 @@ class ReadsInSegments(PreTrainedModel):
         lengths = torch.full_like(text.lengths, length)
         for index in range(count):
             ids = text.input_ids[:, index * length : (index + 1) * length]
-            _, tensors = self.memory.fold(view, Segment(ids, lengths, is_full=True), tensors)
+            tensors = self.memory.write(view, Segment(ids, lengths, is_full=True), tensors)
         return state.folded(tensors, torch.full_like(lengths, count)) if count else state
+
+
+def _in_rows(tensors: dict[str, Tensor], rows: Tensor, new: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with some of their rows replaced."""
+    return {name: tensor.index_copy(0, rows, new[name].to(tensor.dtype)) for name, tensor in tensors.items()}

@@ -31,6 +31,7 @@ class Tiny:
         special: [CLS], [SEP], padding, </s>: ids that do not occur inside a text.
         arguments: Of `from_backbone`.
         carry: What the memory carries from segment to segment.
+        hold: How firmly `carry="sign"` holds a bit.
         kind: The kind of memory.
     """
 
@@ -41,6 +42,7 @@ class Tiny:
     special: tuple[int, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
     carry: str = "hidden"
+    hold: float = 0.0
     kind: str = "tokens"
 
     @property
@@ -185,6 +187,7 @@ def _with_every_memory(backbones: list[Tiny]) -> list[Tiny]:
             for tiny in backbones
             if carry == "sign" or tiny.name in SCALES
         ),
+        *(replace(tiny, name=f"{tiny.name}+hold", carry="sign", hold=0.5) for tiny in backbones if tiny.name in SCALES),
     ]
     single = [tiny for tiny in backbones if not tiny.is_seq2seq]
     return [*made, *(replace(tiny, name=f"{tiny.name}+{kind}", kind=kind) for kind in LAYERWISE for tiny in single)]

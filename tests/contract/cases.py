@@ -42,7 +42,9 @@ def model_of(
 
 
 def memory_of(tiny: Tiny, num_memory_tokens: int = M, segment_length: int = S) -> MemoryConfig:
-    return MemoryConfig(num_memory_tokens, segment_length, kind=tiny.kind, carry=tiny.carry, key_width=8, dpfp_order=3)
+    return MemoryConfig(
+        num_memory_tokens, segment_length, kind=tiny.kind, carry=tiny.carry, hold=tiny.hold, key_width=8, dpfp_order=3
+    )
 
 
 def _use_every_weight(memory: torch.nn.Module) -> None:
@@ -139,7 +141,7 @@ def carry_of(model: RecurrentMemoryModel) -> reference.Carry:
     memory = model.memory
     match model.memory_config.carry:
         case "sign":
-            return reference.sign_carry
+            return reference.sign_carry(model.memory_config.hold)
         case "norm":
             return reference.norm_carry(memory.carry.scale)
         case "gate":

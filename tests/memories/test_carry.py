@@ -7,7 +7,7 @@ import torch
 
 from contract.backbones import DECODERS, VOCAB
 from contract.cases import backbone_of
-from recurrent_memory import MemoryConfig, RecurrentMemoryModel
+from recurrent_memory import ConfigError, MemoryConfig, RecurrentMemoryModel
 from recurrent_memory.config import CARRY_NAMES
 from recurrent_memory.memories.carry import CARRIES, Carry
 from tiny_models import S, tiny_backbone
@@ -15,8 +15,8 @@ from tiny_models import S, tiny_backbone
 IDS = torch.arange(3 * S)[None]
 
 
-def carry_of(name: str, width: int = 3) -> Carry:
-    return CARRIES[name](torch.zeros(5, width))
+def carry_of(name: str, width: int = 3, hold: float = 0.0) -> Carry:
+    return CARRIES[name](MemoryConfig(carry=name, hold=hold), torch.zeros(5, width))
 
 
 def model_with(carry: str, num_memory_tokens: int = 2) -> RecurrentMemoryModel:
@@ -31,7 +31,7 @@ def test_every_way_to_carry_has_a_name() -> None:
 
 def test_signs_and_their_gradient() -> None:
     hidden = torch.tensor([[-2.0, -0.0, 0.0], [1e-30, -1e-30, 7.0]], requires_grad=True)
-    carried = carry_of("sign")(hidden, torch.zeros(2, 3))
+    carried = carry_of("sign")(hidden, torch.ones(2, 3), torch.zeros(2, 3))
     assert carried.tolist() == [[-1, 1, 1], [1, -1, 1]]
     gradient = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     carried.backward(gradient)
@@ -39,15 +39,35 @@ def test_signs_and_their_gradient() -> None:
     assert torch.equal(hidden.grad, gradient), "straight through"
 
 
+def test_a_bit_is_held_until_the_hidden_state_is_far_on_the_other_side() -> None:
+    hidden = torch.tensor([[-0.6, -0.4, 0.4, 0.6]], requires_grad=True)
+    before = torch.tensor([[1.0, 1.0, -1.0, -1.0]], requires_grad=True)
+    carried = carry_of("sign", 4, hold=0.5)(hidden, before, torch.zeros(1, 4))
+    assert carried.tolist() == [[-1, 1, -1, 1]]
+    carried.sum().backward()
+    assert hidden.grad is not None
+    assert before.grad is not None
+    assert hidden.grad.tolist() == [[1, 1, 1, 1]], "straight through"
+    assert before.grad.tolist() == [[0.5, 0.5, 0.5, 0.5]]
+
+
+@pytest.mark.parametrize("hold", [-0.1, float("inf"), float("nan"), "much", True])
+def test_an_impossible_hold_is_refused(hold) -> None:
+    with pytest.raises(ConfigError, match="hold=.* must be a number of at least 0"):
+        MemoryConfig(carry="sign", hold=hold)
+    with pytest.raises(ConfigError, match="hold=0.5 is of carry='sign' only; leave it out of carry='hidden'"):
+        MemoryConfig(hold=0.5)
+
+
 @pytest.mark.parametrize("name", CARRY_NAMES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_stays_so(name: str, value: float) -> None:
-    assert not carry_of(name, 1)(torch.tensor([[value]]), torch.zeros(1, 1)).isfinite().any()
+    assert not carry_of(name, 1)(torch.tensor([[value]]), torch.ones(1, 1), torch.zeros(1, 1)).isfinite().any()
 
 
 def test_the_hidden_state_is_carried_as_it_is() -> None:
     hidden = torch.randn(2, 3)
-    assert carry_of("hidden")(hidden, torch.zeros(2, 3)) is hidden
+    assert carry_of("hidden")(hidden, torch.ones(2, 3), torch.zeros(2, 3)) is hidden
 
 
 @pytest.mark.parametrize("tiny", [tiny for tiny in DECODERS if tiny.carry == "norm"], ids=lambda tiny: tiny.name)
@@ -65,10 +85,12 @@ def test_the_scale_is_that_of_embeddings(tiny) -> None:
 def test_the_scale_does_not_depend_on_the_size_of_the_hidden_state() -> None:
     carry, hidden = carry_of("norm"), torch.randn(4, 2, 3)
     initial = torch.zeros(2, 3)
-    torch.testing.assert_close(carry(hidden * 1000, initial), carry(hidden, initial), rtol=1e-4, atol=1e-5)
-    huge = carry((hidden * 1000).half(), initial)  # its squares are beyond float16
+    torch.testing.assert_close(
+        carry(hidden * 1000, hidden, initial), carry(hidden, hidden, initial), rtol=1e-4, atol=1e-5
+    )
+    huge = carry((hidden * 1000).half(), hidden, initial)  # its squares are beyond float16
     assert huge.dtype == torch.float16
-    torch.testing.assert_close(huge.float(), carry(hidden, initial), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(huge.float(), carry(hidden, hidden, initial), rtol=1e-2, atol=1e-2)
 
 
 def test_a_closed_gate_is_a_memory_that_is_reset() -> None:

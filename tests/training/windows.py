@@ -71,9 +71,9 @@ def fold(tiny: Tiny, model: RecurrentMemoryModel, memory: Tensor, segment: Seque
     if tiny.is_decoder:
         return decoder_fold(backbone, memory, segment, carry)[1]
     if tiny.is_seq2seq:
-        return carry(encode(model, memory, segment)[0, :size])
+        return carry(encode(model, memory, segment)[0, :size], memory)
     row = encoder_row(backbone, memory, segment, *tiny.cls_and_sep)
-    return carry(backbone.base_model(inputs_embeds=row[None]).last_hidden_state[0][1 : 1 + size])
+    return carry(backbone.base_model(inputs_embeds=row[None]).last_hidden_state[0][1 : 1 + size], memory)
 
 
 def encode(model: RecurrentMemoryModel, memory: Tensor, segment: Sequence[int]) -> Tensor:

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from ..errors import BackboneError
+from .last_layer import Positions, is_possible, take, trimmed
 
 
 class Backbone(ABC):
@@ -32,6 +33,7 @@ class Backbone(ABC):
     family: ClassVar[str]
     separate_write_block: ClassVar[bool]
     strips_special_tokens: ClassVar[bool] = False
+    is_fast: bool = True  # whether shortcuts are taken that compute the same
     num_known: int = 0  # positions at a row's beginning that are not run again, see `continued`
 
     def __init__(
@@ -42,6 +44,7 @@ class Backbone(ABC):
         suffix_ids: tuple[int, ...] = (),
     ) -> None:
         self.model = model
+        self.body: PreTrainedModel = model.base_model  # pyright: ignore[reportAttributeAccessIssue]
         self.prefix_ids, self.separator_ids, self.suffix_ids = prefix_ids, separator_ids, suffix_ids
 
     @property
@@ -107,6 +110,31 @@ class Backbone(ABC):
             rows: Input embeddings.
             lengths: Positions of each row that are real, from the left; None where all are.
         """
+
+    def encode_at(
+        self, rows: Float[Tensor, "B R D"], lengths: Int[Tensor, " B"] | None, positions: Positions
+    ) -> Float[Tensor, "B M D"]:
+        """`encode`, where only some positions are wanted: what the last layer does at the others alone is left out.
+
+        Args:
+            rows: Input embeddings.
+            lengths: See `encode`.
+            positions: Those that are wanted, the same in all rows (a slice) or not.
+        """
+        backbone = self
+        if self.is_fast and (last := self._last_layer()) is not None:
+            backbone = copy.copy(self)
+            backbone.body = trimmed(self.body, last, positions)
+        return take(backbone.encode(rows, lengths), positions)
+
+    def _last_layer(self) -> nn.Module | None:
+        """The layer that need not run as a whole; None: it has to."""
+        try:
+            last = self.layers()[-1]
+        except (BackboneError, IndexError):
+            return None
+        checkpoints = self.model.training and getattr(last, "gradient_checkpointing", False)
+        return last if is_possible(last) and not checkpoints else None
 
     def continued(self, room: int) -> Backbone | None:
         """This backbone for one row that grows, of which it computes only what is new; None: it cannot.

@@ -28,6 +28,8 @@ class ContinuedDecoder(DecoderBackbone):
         room: Positions of the longest row.
     """
 
+    is_fast: bool = False  # all that it computes is kept, so all has to be computed
+
     def __init__(self, model: PreTrainedModel, room: int) -> None:
         super().__init__(model)
         self._cache = Cache(layer_class_to_replicate=partial(_Room, room))  # pyright: ignore[reportArgumentType]

@@ -20,7 +20,7 @@ class DecoderBackbone(Backbone):
     def encode(self, rows: Float[Tensor, "B R D"], lengths: Int[Tensor, " B"] | None) -> Float[Tensor, "B R D"]:
         """See `Backbone.encode`. Rows are padded on the right, which a causal mask hides: none is needed."""
         del lengths
-        return self.model.base_model(inputs_embeds=rows, use_cache=False).last_hidden_state
+        return self.body(inputs_embeds=rows, use_cache=False).last_hidden_state
 
     def continued(self, room: int) -> Backbone | None:
         """See `Backbone.continued`. A family made of this one may run its rows in another way: it says so itself."""

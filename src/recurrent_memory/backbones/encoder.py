@@ -41,7 +41,7 @@ class EncoderBackbone(Backbone):
 
     def encode(self, rows: Float[Tensor, "B R D"], lengths: Int[Tensor, " B"] | None) -> Float[Tensor, "B R D"]:
         """See `Backbone.encode`."""
-        return self.model.base_model(inputs_embeds=rows, attention_mask=mask_of(rows, lengths)).last_hidden_state
+        return self.body(inputs_embeds=rows, attention_mask=mask_of(rows, lengths)).last_hidden_state
 
     def classify(self, rows: Float[Tensor, "B R D"], lengths: Int[Tensor, " B"] | None, labels: Tensor | None) -> Any:
         """The output of the model with its classification head: `.logits` `[B, num_labels]`, `.loss` where labels are."""

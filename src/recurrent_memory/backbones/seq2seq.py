@@ -23,11 +23,11 @@ class Seq2SeqBackbone(Backbone):
 
     def __init__(self, model: PreTrainedModel, eos_token_id: int) -> None:
         super().__init__(model, suffix_ids=(eos_token_id,))
+        self.body = model.get_encoder()
 
     def encode(self, rows: Float[Tensor, "B R D"], lengths: Int[Tensor, " B"] | None) -> Float[Tensor, "B R D"]:
         """See `Backbone.encode`; the encoder alone."""
-        encoder = self.model.get_encoder()
-        return encoder(inputs_embeds=rows, attention_mask=mask_of(rows, lengths)).last_hidden_state
+        return self.body(inputs_embeds=rows, attention_mask=mask_of(rows, lengths)).last_hidden_state
 
     def head(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """An encoder's output has no head of its own."""

@@ -21,9 +21,9 @@ def fold_rows(model: RecurrentMemoryModel, ids: Int[Tensor, "B T"], state: Memor
     count = len(ids)
     size = max(1, CPU_POSITIONS // max(1, ids.shape[1])) if ids.device.type == "cpu" else count
     if count <= size:
-        return model.step(Segment.full(ids), state)[1].detach()
+        return model.step(Segment.full(ids), state, return_hidden=False)[1].detach()
     parts = [
-        model.step(Segment.full(ids[first : first + size]), state.index(slice(first, first + size)))[1].detach()
-        for first in range(0, count, size)
+        model.step(Segment.full(part), state.index(slice(first, first + size)), return_hidden=False)[1].detach()
+        for first, part in zip(range(0, count, size), ids.split(size), strict=True)
     ]
     return MemoryState.cat(parts)

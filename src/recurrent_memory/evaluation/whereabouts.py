@@ -123,7 +123,7 @@ def _ask(
     answers = []
     for before in (state.index(where), model.initial_state(len(pairs))):
         with torch.no_grad():
-            after = model.step(Segment(ids, lengths), before)[1].detach()
+            after = model.step(Segment(ids, lengths), before, return_hidden=False)[1].detach()
         answers.append(ask(model, tokenizer, after, questions))
     return [
         {

@@ -24,11 +24,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..backbones.around_layers import Call, enter, leave, returns_tuples
 from ..backbones.base import Backbone
+from ..backbones.last_layer import take
 from ..backbones.stacks import Stack, stacks_of
 from ..errors import ConfigError
 from ..memories.base import Memory, Rows
 from ..memories.layerwise import LayerwiseMemory
-from ..memories.rows import positions_at_end, take
+from ..memories.rows import positions_at_end
 from ..segments import Segment
 from .grouped_attention import GroupedAttention
 

@@ -93,7 +93,7 @@ class Lanes:
         length = self._model.memory_config.segment_length
         ids: Tensor = torch.stack([feed.take(count * length) for _, feed in self._active]).to(self._model.device)
         for segment in ids.split(length, dim=1):
-            _, self._state = self._model.step(segment, self._known_state())
+            _, self._state = self._model.step(segment, self._known_state(), return_hidden=False)
         self._report(ids.numel())
 
     def _report(self, tokens: int) -> None:

@@ -77,6 +77,10 @@ class Memory(nn.Module, ABC):
             The hidden states at the text positions, `[B, T, D]`, and the new memory.
         """
 
+    def write(self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The new memory alone, where nothing else of a segment is wanted: a kind that can computes less for it."""
+        return self.fold(backbone, segment, tensors)[1]
+
     @abstractmethod
     def look(
         self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None

@@ -9,29 +9,34 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..backbones.base import Backbone
+from ..config import MemoryConfig
 
 
 class Carry(nn.Module, ABC):
     """Makes the next memory, `M_{t+1}`, of the hidden state `h` at the write positions of segment t.
 
     Args:
+        config: The memory's settings.
         embedding: `[V, D]` the backbone's embeddings: what is kept here has their width, dtype and device.
     """
 
-    def __init__(self, embedding: Float[Tensor, "V D"]) -> None:
+    def __init__(self, config: MemoryConfig, embedding: Float[Tensor, "V D"]) -> None:
         super().__init__()
-        del embedding
+        del config, embedding
 
     def reset_parameters(self, backbone: Backbone) -> None:
         """Set what is kept here to its initial values."""
         del backbone
 
     @abstractmethod
-    def forward(self, hidden: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]) -> Float[Tensor, "B M D"]:
+    def forward(
+        self, hidden: Float[Tensor, "B M D"], before: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]
+    ) -> Float[Tensor, "B M D"]:
         """The next memory.
 
         Args:
             hidden: `h`, in the dtype of the memory.
+            before: `M_t`.
             initial: `M_0`.
         """
 
@@ -39,21 +44,32 @@ class Carry(nn.Module, ABC):
 class HiddenCarry(Carry):
     """The papers' form: the hidden state as it is, `M_{t+1} = h`."""
 
-    def forward(self, hidden: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]) -> Float[Tensor, "B M D"]:
+    def forward(
+        self, hidden: Float[Tensor, "B M D"], before: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]
+    ) -> Float[Tensor, "B M D"]:
         """See `Carry.forward`."""
         return hidden
 
 
 class SignCarry(Carry):
-    """`M_{t+1} = sign(h)`, +1 or -1: a memory that a segment says nothing about comes back exactly as it was.
+    """`M_{t+1} = sign(h + τ M_t)`, +1 or -1: a memory that a segment says nothing about comes back exactly as it was.
 
     Small errors are undone at every segment instead of adding up over thousands. The gradient is that of the identity
     (straight-through estimator, Bengio et al., arXiv:1308.3432). Needs training for it, or at least a backbone whose
-    hidden state is about 1 in size.
+    hidden state is about 1 in size. τ, `MemoryConfig.hold`, is how far `h` has to be on the other side of 0 to turn a bit
+    over (hysteresis, as in a Schmitt trigger); 0 by default.
     """
 
-    def forward(self, hidden: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]) -> Float[Tensor, "B M D"]:
+    def __init__(self, config: MemoryConfig, embedding: Float[Tensor, "V D"]) -> None:
+        super().__init__(config, embedding)
+        self.hold = config.hold
+
+    def forward(
+        self, hidden: Float[Tensor, "B M D"], before: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]
+    ) -> Float[Tensor, "B M D"]:
         """See `Carry.forward`."""
+        if self.hold:
+            hidden = hidden + self.hold * before
         return _Sign.apply(hidden)  # pyright: ignore[reportReturnType]
 
 
@@ -78,15 +94,17 @@ class NormCarry(Carry):
     EPSILON = 1e-6
     scale: Tensor
 
-    def __init__(self, embedding: Float[Tensor, "V D"]) -> None:
-        super().__init__(embedding)
+    def __init__(self, config: MemoryConfig, embedding: Float[Tensor, "V D"]) -> None:
+        super().__init__(config, embedding)
         self.register_buffer("scale", torch.ones((), dtype=embedding.dtype, device=embedding.device))
 
     def reset_parameters(self, backbone: Backbone) -> None:
         """Take σ from the backbone."""
         nn.init.constant_(self.scale, backbone.embedding_std())
 
-    def forward(self, hidden: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]) -> Float[Tensor, "B M D"]:
+    def forward(
+        self, hidden: Float[Tensor, "B M D"], before: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]
+    ) -> Float[Tensor, "B M D"]:
         """See `Carry.forward`."""
         precise = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # squares leave float16's range
         size = (precise.square().mean(-1, keepdim=True) + self.EPSILON).sqrt()
@@ -101,15 +119,17 @@ class GateCarry(Carry):
     of ReZero (Bachlechner et al., arXiv:2003.04887) and LoRA.
     """
 
-    def __init__(self, embedding: Float[Tensor, "V D"]) -> None:
-        super().__init__(embedding)
+    def __init__(self, config: MemoryConfig, embedding: Float[Tensor, "V D"]) -> None:
+        super().__init__(config, embedding)
         self.gate = nn.Parameter(torch.zeros(embedding.shape[1], dtype=embedding.dtype, device=embedding.device))
 
     def reset_parameters(self, backbone: Backbone) -> None:
         """Close the gate."""
         nn.init.zeros_(self.gate)
 
-    def forward(self, hidden: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]) -> Float[Tensor, "B M D"]:
+    def forward(
+        self, hidden: Float[Tensor, "B M D"], before: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]
+    ) -> Float[Tensor, "B M D"]:
         """See `Carry.forward`."""
         return initial + self.gate * hidden
 

@@ -14,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones.base import Backbone
+from ..backbones.last_layer import take
 from ..config import MemoryConfig
 from ..errors import ConfigError
 from ..segments import Segment
 from .base import Memory, Rows, Run
 from .layers import watching
-from .rows import positions_at_end, take
+from .rows import positions_at_end
 
 
 class LayerwiseMemory(Memory):

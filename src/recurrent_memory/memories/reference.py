@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 IGNORE = -100
-Carry = Callable[[Tensor], Tensor]
+Carry = Callable[[Tensor, Tensor], Tensor]
+"""Makes the next memory of the hidden state at the write positions, and the memory before, `[M, D]` both."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,28 @@ class Reference:
     num_labels: int = 0
 
 
-def hidden_carry(hidden: Tensor) -> Tensor:
+def hidden_carry(hidden: Tensor, memory: Tensor) -> Tensor:
     """The papers' form: the hidden state as it is."""
     return hidden
 
 
-def sign_carry(hidden: Tensor) -> Tensor:
-    """+1 or -1; the gradient passes as if nothing had been done (straight-through estimator)."""
-    return hidden + (torch.where(hidden < 0, -1.0, 1.0) - hidden).detach()
+def sign_carry(hold: float) -> Carry:
+    """+1 or -1; the gradient passes as if nothing had been done (straight-through estimator).
+
+    A bit is turned over where the hidden state is more than `hold` on the other side.
+    """
+
+    def carry(hidden: Tensor, memory: Tensor) -> Tensor:
+        held = hidden + hold * memory
+        return held + (torch.where(held < 0, -1.0, 1.0) - held).detach()
+
+    return carry
 
 
 def norm_carry(scale: Float[Tensor, ""]) -> Carry:
     """Each memory token stretched or shrunk until the root of its mean square is `scale`."""
 
-    def carry(hidden: Tensor) -> Tensor:
+    def carry(hidden: Tensor, memory: Tensor) -> Tensor:
         tokens = [token * scale / torch.sqrt((token * token).sum() / len(token) + 1e-6) for token in hidden]
         return torch.stack(tokens) if tokens else hidden
 
@@ -68,7 +77,7 @@ def norm_carry(scale: Float[Tensor, ""]) -> Carry:
 def gate_carry(initial: Float[Tensor, "M D"], gate: Float[Tensor, " D"]) -> Carry:
     """The first memory, and of the hidden state what each channel's gate lets through."""
 
-    def carry(hidden: Tensor) -> Tensor:
+    def carry(hidden: Tensor, memory: Tensor) -> Tensor:
         return torch.stack([initial[:, d] + gate[d] * hidden[:, d] for d in range(len(gate))], 1)
 
     return carry
@@ -101,7 +110,7 @@ def decoder_fold(
     row = torch.cat([memory, _embed(backbone, segment), memory])
     hidden = _body(backbone, row)
     logits = _logits(backbone, row)
-    return logits[size : size + len(segment)], carry(hidden[size + len(segment) :])
+    return logits[size : size + len(segment)], carry(hidden[size + len(segment) :], memory)
 
 
 def decoder_look(backbone: Any, memory: Float[Tensor, "M D"], segment: Sequence[int]) -> Float[Tensor, "T V"]:
@@ -207,7 +216,7 @@ def encoder(
         row = encoder_row(backbone, memory, segment, cls_id, sep_id)
         output = backbone(inputs_embeds=row[None]).logits[0]
         if index < len(segments) - 1:
-            memory = carry(_body(backbone, row)[1 : 1 + size])
+            memory = carry(_body(backbone, row)[1 : 1 + size], memory)
         if output.ndim == 2:
             pieces.append(output[text_start : text_start + len(segment)])
     logits = torch.cat(pieces) if pieces else output
@@ -251,7 +260,7 @@ def seq2seq(
         row = torch.cat([memory, _embed(backbone, [*segment, eos_id])])
         encoded = backbone.get_encoder()(inputs_embeds=row[None]).last_hidden_state
         if index < len(segments) - 1:
-            memory = carry(encoded[0, : memory.shape[0]])
+            memory = carry(encoded[0, : memory.shape[0]], memory)
     if labels is None:
         return Reference({"memory": memory}, segments[-1], len(segments) - 1)
     logits = backbone(encoder_outputs=(encoded,), labels=torch.tensor([labels])).logits[0]

@@ -56,13 +56,6 @@ def positions_at_end(rows: Rows, count: int) -> Int[Tensor, "B M"] | slice:
     return rows.lengths[:, None] - count + torch.arange(count, device=rows.lengths.device)
 
 
-def take(hidden: Float[Tensor, "B R D"], positions: Int[Tensor, "B M"] | slice) -> Float[Tensor, "B M D"]:
-    """The hidden states at some positions of each row."""
-    if isinstance(positions, slice):
-        return hidden[:, positions]
-    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
-
-
 def _special(backbone: Backbone, ids: tuple[int, ...], batch: int) -> Tensor | None:
     if not ids:
         return None

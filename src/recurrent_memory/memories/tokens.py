@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.base import Backbone
+from ..backbones.last_layer import take
 from ..config import MemoryConfig
 from ..segments import Segment
 from .base import Memory, Rows, Run
 from .carry import CARRIES
-from .rows import build_rows, positions_at_end, take
+from .rows import build_rows, positions_at_end
 
 
 class TokenMemory(Memory):
@@ -32,7 +33,7 @@ class TokenMemory(Memory):
         weight = backbone.embedding.weight
         shape = (config.num_memory_tokens, backbone.embedding_width)
         self.initial_memory = nn.Parameter(torch.zeros(shape, dtype=weight.dtype, device=weight.device))
-        self.carry = CARRIES[config.carry](weight)
+        self.carry = CARRIES[config.carry](config, weight)
 
     def reset_parameters(self, backbone: Backbone) -> None:
         """Draw `M_0` from N(0, σ²), σ the standard deviation of the embedding layer's output."""
@@ -54,10 +55,18 @@ class TokenMemory(Memory):
         self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Memory.fold`."""
-        memory = tensors["memory"]
-        rows = build_rows(backbone, segment, memory, memory if backbone.separate_write_block else None)
+        rows = self._rows(backbone, segment, tensors["memory"])
         hidden = backbone.encode(rows.embeddings, rows.lengths)
-        return rows.text_of(hidden), {"memory": self._written(backbone, rows, hidden, memory)}
+        written = take(hidden, self._write_positions(backbone, rows))
+        return rows.text_of(hidden), self._carried(written, tensors["memory"])
+
+    def write(self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `Memory.write`."""
+        if self.config.num_memory_tokens == 0:
+            return tensors
+        rows = self._rows(backbone, segment, tensors["memory"])
+        written = backbone.encode_at(rows.embeddings, rows.lengths, self._write_positions(backbone, rows))
+        return self._carried(written, tensors["memory"])
 
     def look(
         self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None
@@ -66,13 +75,14 @@ class TokenMemory(Memory):
         rows = build_rows(backbone, segment, tensors["memory"], None)
         return (run or backbone.encode)(rows.embeddings, rows.lengths), rows
 
-    def _written(self, backbone: Backbone, rows: Rows, hidden: Tensor, memory: Tensor) -> Tensor:
-        size = self.config.num_memory_tokens
-        if size == 0:
-            return memory
-        if backbone.separate_write_block:
-            written = take(hidden, positions_at_end(rows, size))
-        else:
-            start = len(backbone.prefix_ids)
-            written = hidden[:, start : start + size]
-        return self.carry(written.to(memory.dtype), self.initial_memory)
+    def _rows(self, backbone: Backbone, segment: Segment, memory: Tensor) -> Rows:
+        return build_rows(backbone, segment, memory, memory if backbone.separate_write_block else None)
+
+    def _write_positions(self, backbone: Backbone, rows: Rows) -> Tensor | slice:
+        size, start = self.config.num_memory_tokens, len(backbone.prefix_ids)
+        return positions_at_end(rows, size) if backbone.separate_write_block else slice(start, start + size)
+
+    def _carried(self, written: Tensor, memory: Tensor) -> dict[str, Tensor]:
+        if self.config.num_memory_tokens == 0:
+            return {"memory": memory}
+        return {"memory": self.carry(written.to(memory.dtype), memory, self.initial_memory)}

@@ -153,7 +153,7 @@ class Unrolling:
         if not self.reads_last:
             return self._predict(index, segment, state, with_head)
         folding = Segment(segment.input_ids, segment.lengths * (index < self.folds))
-        after = self.model.fold_segment(folding, state)[1].tensors
+        after = self.model.write_segment(folding, state).tensors
         return self._answer(index, segment, tensors, after) if self.has_loss[index] else Cell(after)
 
     def _predict(self, index: int, segment: Segment, state: MemoryState, with_head: bool) -> Cell:

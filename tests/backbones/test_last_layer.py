@@ -1,0 +1,98 @@
+"""What a memory is made of, without the rest of the last layer: the same numbers, from fewer of them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from contract.backbones import BACKBONES, S
+from contract.cases import assert_close, batch, model_of, texts_of
+from recurrent_memory.backbones.last_layer import is_possible, take
+from recurrent_memory.segments import Segment
+
+TOKENS = [tiny for tiny in BACKBONES if tiny.kind == "tokens" and tiny.carry == "hidden"]
+every_backbone = pytest.mark.parametrize("tiny", TOKENS, ids=lambda tiny: tiny.name)
+
+
+def segments(tiny) -> dict[str, Segment]:
+    full = torch.tensor([text[:S] for text in texts_of(tiny, lengths=(S, S, S))])
+    ids, mask = batch(texts_of(tiny, lengths=(3, S, 1)), "right")
+    return {"full": Segment.full(full), "ragged": Segment(ids, mask.sum(1))}
+
+
+@every_backbone
+@pytest.mark.parametrize("which", ["full", "ragged"])
+def test_a_shortcut_gives_the_memory_and_its_gradients(tiny, which: str) -> None:
+    model = model_of(tiny)
+    segment, view, state = segments(tiny)[which], model.view, model.initial_state(3)
+    plain = model.memory.fold(view, segment, state.tensors)[1]["memory"]
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad(plain.pow(3).sum(), weights, allow_unused=True)
+    short = model.memory.write(view, segment, state.tensors)["memory"]
+    assert_close(short, plain, tiny.tolerance, "memory")
+    found = torch.autograd.grad(short.pow(3).sum(), weights, allow_unused=True)
+    for new, old in zip(found, expected, strict=True):
+        zero = torch.zeros(())
+        assert_close(zero if new is None else new, zero if old is None else old, tiny.tolerance, "gradient")
+
+
+def flops(model, segment: Segment) -> int:
+    state = model.initial_state(3)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.memory.write(model.view, segment, state.tensors)
+    return counter.get_total_flops()
+
+
+@every_backbone
+@pytest.mark.parametrize("which", ["full", "ragged"])
+def test_it_computes_less_and_the_switch_turns_it_off(tiny, which: str) -> None:
+    model = model_of(tiny)
+    segment = segments(tiny)[which]
+    fast = flops(model, segment)
+    model.fast = "off"
+    plain = flops(model, segment)
+    assert fast < plain
+    model.fast = "auto"
+    assert flops(model, segment) == fast
+
+
+@every_backbone
+def test_the_model_is_left_as_it_was(tiny) -> None:
+    model = model_of(tiny)
+    modules, attributes = list(model.modules()), [dict(vars(module)) for module in model.modules()]
+    model.memory.write(model.view, segments(tiny)["full"], model.initial_state(3).tensors)
+    assert list(model.modules()) == modules
+    for module, before in zip(modules, attributes, strict=True):
+        assert {name: id(value) for name, value in vars(module).items()} == {
+            name: id(value) for name, value in before.items()
+        }
+
+
+def test_layers_that_mix_positions_in_another_way_are_run_whole() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 8)
+    assert is_possible(layer)
+    layer.mixer = nn.Conv1d(8, 8, 3)
+    assert not is_possible(layer)
+
+
+def test_a_layer_without_this_attention_is_run_as_it_is() -> None:
+    tiny = next(tiny for tiny in TOKENS if tiny.name == "gpt2")
+    model = model_of(tiny)
+    segment, tensors = segments(tiny)["full"], model.initial_state(3).tensors
+    sdpa = model.memory.write(model.view, segment, tensors)["memory"]
+    eager = copy.deepcopy(model)
+    eager.backbone.set_attn_implementation("eager")
+    assert_close(eager.memory.write(eager.view, segment, tensors)["memory"], sdpa, tiny.tolerance, "memory")
+    assert flops(eager, segment) > flops(model, segment)
+
+
+def test_positions_may_differ_from_row_to_row() -> None:
+    hidden = torch.arange(24.0).view(2, 4, 3)
+    assert torch.equal(take(hidden, slice(1, 3)), hidden[:, 1:3])
+    positions = torch.tensor([[0, 3], [2, 1]])
+    expected = torch.stack([hidden[0, [0, 3]], hidden[1, [2, 1]]])
+    assert torch.equal(take(hidden, positions), expected)
+    heads = hidden[:, None].expand(2, 5, 4, 3)
+    assert torch.equal(take(heads, positions), expected[:, None].expand(2, 5, 2, 3))
