@@ -52,3 +52,46 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path
         make(recipe(tmp_path, stages=[infinite]))
     with pytest.raises(RecipeError, match="inf in stage 2, step 1; the last good checkpoint is .*stage-1/checkpoint-1"):
         make(recipe(tmp_path, stages=[{**STAGE, "max_steps": 1}, infinite]))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(folder, "cpu", "float32")[0].state_dict()
+
+
+def test_a_stage_that_begins_anew_depends_on_the_weights_before_it_alone(tmp_path: Path) -> None:
+    """Trained in one go, or further from the model that the stages before it made: the same model."""
+    anew = {**STAGE, "anew": True, "seed": 3, "hold": 0.25}
+    make(recipe(tmp_path, stages=[STAGE, anew], out=str(tmp_path / "whole")))
+    make(recipe(tmp_path, stages=[STAGE], out=str(tmp_path / "first")))
+    # The stage has the same number in both recipes, since the lanes are drawn by it: one of no account stands before it.
+    further = {"model": str(tmp_path / "first"), "backbone": {}, "memory": {}, "out": str(tmp_path / "further")}
+    nothing = {**STAGE, "max_steps": 1, "learning_rate": 1e-30}
+    make(recipe(tmp_path, stages=[nothing, anew], **further))
+    whole, apart = weights(tmp_path / "whole"), weights(tmp_path / "further")
+    assert all(torch.equal(whole[name], apart[name]) for name in whole)
+    first = weights(tmp_path / "first")
+    assert not all(torch.equal(whole[name], first[name]) for name in whole)
+    model = load_model(tmp_path / "whole", "cpu", "float32")[0]
+    assert model.memory_config.hold == model.memory.carry.hold == 0.25
+    assert load_model(tmp_path / "first", "cpu", "float32")[0].memory_config.hold == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"model": "shipped"}, "either a model, to train further, or a backbone"),
+        ({"backbone": {}}, "either a model, to train further, or a backbone"),
+        ({"model": "shipped", "backbone": {}}, "a model has a memory already"),
+        ({"stages": [{**STAGE, "hold": 0.5}], "memory": {}}, "stages.hold is for memories of signs"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(tmp_path: Path, changes: dict, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        recipe(tmp_path, **changes)
+
+
+def test_only_signs_are_held(tmp_path: Path) -> None:
+    make(recipe(tmp_path, stages=[{**STAGE, "keep": 0.0}], memory={"num_memory_tokens": 2, "segment_length": 24}))
+    held = {"model": str(tmp_path / "model"), "backbone": {}, "memory": {}, "out": str(tmp_path / "held")}
+    with pytest.raises(RecipeError, match="stages.hold is for memories of signs, which this model's is not"):
+        make(recipe(tmp_path, stages=[{**STAGE, "hold": 0.5}], **held))

@@ -23,7 +23,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..errors import ConfigError
 from .carried_lanes import CarriedLanes
-from .carried_lessons import Lessons
+from .carried_lessons import Lessons, hold_bits
 from .carried_progress import Progress
 from .checkpoint import load_values, load_weights
 from .random_state import RandomState
@@ -68,17 +68,25 @@ class CarriedTrainer(ResumableTrainer):
         self.lessons, self.stage, self.recipe, self.report = lessons, recipe.stages[index], recipe, report
         self._tokenizer, self._begins_with = tokenizer, begins_with
         stage = self.stage
+        if (hold := recipe.hold_at(index)) is not None:
+            hold_bits(lessons.model, hold)
+        if begins_with is not None and stage.anew:
+            if stage.seed is not None:
+                torch.manual_seed(stage.seed)
+            lessons.draw_probes()
+            random = RandomState.now(torch.device("cpu"))
         optimizer = torch.optim.AdamW(
             lessons.parameters(), lr=1.0, betas=recipe.betas, weight_decay=recipe.weight_decay
         )
         self._restore_random: Callable[[], Any] | None = random.restore
         if begins_with is not None:
             load_weights(lessons.model, begins_with)
+            lessons.progress = Progress.load(begins_with)
+        if begins_with is not None and not stage.anew:
             values = load_values(begins_with / STATE_FILE)
             lessons.probes.load_state_dict(values["probes"])
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": values["optimizer"]["state"], "param_groups": groups})
-            lessons.progress = Progress.load(begins_with)
             self._restore_random = partial(super()._load_rng_state, str(begins_with))
         if stage.seed is not None:
             self._restore_random = partial(torch.manual_seed, stage.seed)

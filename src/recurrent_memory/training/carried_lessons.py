@@ -6,6 +6,7 @@ Gradients go back through the segments of one step; the memory comes into it cut
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,14 +48,21 @@ class Lessons:
             raise RecipeError("the vocabulary is too small: every place must be one token, every question equally long")
         self.answers = torch.tensor([ids[0] for ids in answers])
         self.end_of_text = tokenizer.eos_token_id
-        width, config = model.view.embedding_width, model.memory_config
-        self.memory_probe = MemoryProbe(config.num_memory_tokens, width)
-        self.binding_probe = BindingProbe(first_layer(model.backbone, model.backbone.config.num_hidden_layers), width)
-        self.probes = nn.ModuleDict({"memory": self.memory_probe, "binding": self.binding_probe})
+        self.draw_probes()
+        first_layer(model.backbone, model.backbone.config.num_hidden_layers).register_forward_hook(self._see_layer)
         self._carried: Tensor | None = None
         carry = getattr(model.memory, "carry", None)
         if isinstance(carry, SignCarry):
             carry.register_forward_hook(self._see_carried)
+
+    def draw_probes(self) -> None:
+        """Begin with new probes."""
+        width, config = self.model.view.embedding_width, self.model.memory_config
+        self.memory_probe, self.binding_probe = MemoryProbe(config.num_memory_tokens, width), BindingProbe(width)
+        self.probes = nn.ModuleDict({"memory": self.memory_probe, "binding": self.binding_probe})
+
+    def _see_layer(self, _module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        self._seen = output[0] if isinstance(output, tuple) else output
 
     def _see_carried(self, _module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
         self._carried = inputs[0]
@@ -79,7 +87,7 @@ class Lessons:
                 kept = kept + self._kept_loss(stage, state.memory[quiet], before[quiet], quiet)
             progress.tokens += int(segment.lengths.sum())
             if stage.binding:
-                total = total + stage.binding * self.binding_probe.loss(lanes, text_start)
+                total = total + stage.binding * self.binding_probe.loss(self._seen, lanes, text_start)
             if stage.probe:
                 loss, accuracy = self.memory_probe.loss(state.memory, lanes)
                 total = total + 0.5 * stage.probe * loss
@@ -175,3 +183,17 @@ class Lessons:
             sure = float(scores.detach()[~known].max(1).values.exp().mean())
             self.progress.unknown_confidence = average(self.progress.unknown_confidence, sure)
         return ((of_answer + 0.1 * of_end) * weights).sum(), float(weights.sum())
+
+
+def hold_bits(model: RecurrentMemoryModel, hold: float) -> None:
+    """Set `MemoryConfig.hold` of a model that carries signs, from here on.
+
+    Raises:
+        RecipeError: if it carries something else.
+    """
+    carry = getattr(model.memory, "carry", None)
+    if not isinstance(carry, SignCarry):
+        raise RecipeError("stages.hold is for memories of signs, which this model's is not; leave it out")
+    config = replace(model.memory_config, hold=hold)
+    model.config.memory, model.memory_config, model.memory.config = config.to_dict(), config, config
+    carry.hold = hold

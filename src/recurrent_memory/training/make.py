@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from ..config import MemoryConfig
 from ..errors import RecipeError
 from ..model import RecurrentMemoryModel
+from ..models import load_model
 from .carried import CarriedTrainer
 from .carried_lessons import Lessons
 from .carried_progress import Progress, write_log
@@ -57,11 +58,17 @@ def make(
     torch.manual_seed(recipe.seed)
     at = begun[-1] if begun else 0
     last = _last_checkpoint(folders[at])
-    if last is None:
-        tokenizer = train_tokenizer(noise, recipe.tokenizer.vocab_size, recipe.tokenizer.training_chars, recipe.seed)
+    if recipe.model is not None:
+        model, tokenizer = load_model(recipe.model, "cpu", "float32")
+        torch.manual_seed(recipe.seed)
     else:
-        tokenizer = _load_tokenizer(last)
-    lessons = Lessons(_new_model(recipe, tokenizer), tokenizer)
+        if last is None:
+            size, chars = recipe.tokenizer.vocab_size, recipe.tokenizer.training_chars
+            tokenizer = train_tokenizer(noise, size, chars, recipe.seed)
+        else:
+            tokenizer = _load_tokenizer(last)
+        model = _new_model(recipe, tokenizer)
+    lessons = Lessons(model, tokenizer)
     write = write_log(run / "log.jsonl", Progress.load(last).steps if last is not None else 0)
 
     def log(row: dict[str, Any]) -> None:

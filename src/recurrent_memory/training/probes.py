@@ -49,22 +49,16 @@ class BindingProbe(nn.Module):
     """Reads, after the backbone's first layer, at the place that a fact names, whom the fact is about.
 
     Args:
-        layer: The first layer of the backbone.
         width: D.
     """
 
-    def __init__(self, layer: nn.Module, width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.linear = nn.Linear(width, len(PEOPLE))
-        self._seen: list[Tensor] = []
-        layer.register_forward_hook(self._keep)
 
-    def _keep(self, _module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        self._seen = [output[0] if isinstance(output, tuple) else output]
-
-    def loss(self, lanes: Sequence[Lane], text_start: int) -> Tensor:
-        """Summed cross-entropy over the facts that ended in the segment that the backbone has just read."""
+    def loss(self, seen: Float[Tensor, "B R D"], lanes: Sequence[Lane], text_start: int) -> Tensor:
+        """Summed cross-entropy over the facts that ended in the segment of which the layer's output is given."""
         said = [
             (row, text_start + position, PEOPLE.index(person))
             for row, lane in enumerate(lanes)
@@ -73,7 +67,7 @@ class BindingProbe(nn.Module):
         if not said:
             return torch.zeros(())
         rows, positions, people = (torch.tensor(column) for column in zip(*said, strict=True))
-        return cross_entropy(self.linear(self.norm(self._seen[0][rows, positions])), people, reduction="sum")
+        return cross_entropy(self.linear(self.norm(seen[rows, positions])), people, reduction="sum")
 
 
 def first_layer(model: nn.Module, num_layers: int) -> nn.Module:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from .settings import Strict, load_settings
 
@@ -44,6 +44,9 @@ class Stage(Strict):
         unknown: Weight of questions about people who have not been heard of; their target is every place alike.
         questions: Questions asked of a lane after each segment, about different people.
         seed: Where the generator of torch begins in this stage; None: it goes on from the stage before.
+        anew: Whether the optimizer and the probes begin anew too. With a seed, what the stage makes then depends on the
+            weights before it, and on nothing else of the stages that made them.
+        hold: The memory's `hold` from this stage on; None: as it was.
         keep: Weight of the loss that asks for the same memory after a segment with no fact in it.
     """
 
@@ -64,6 +67,8 @@ class Stage(Strict):
     unknown: float = 0.3
     questions: int = Field(1, ge=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
+    anew: bool = False
+    hold: float | None = Field(None, ge=0)
     keep: float = 0.0
 
     def learning_rate_at(self, step: int) -> float:
@@ -84,6 +89,8 @@ class Recipe(Strict):
         time: How long it takes, on what.
         cost: What that costs, in words.
         seed: Of everything that is drawn.
+        model: A recurrent-memory model to train further, a folder or a hub id ("shipped": the one in the package), in
+            place of the next three.
         backbone: The configuration of a transformers causal language model, `model_type` included.
         memory: The settings of `MemoryConfig`.
         tokenizer: The vocabulary.
@@ -102,8 +109,9 @@ class Recipe(Strict):
     time: str
     cost: str
     seed: int = 0
-    backbone: dict[str, Any]
-    memory: dict[str, Any]
+    model: str | None = None
+    backbone: dict[str, Any] = Field(default_factory=dict[str, Any])
+    memory: dict[str, Any] = Field(default_factory=dict[str, Any])
     tokenizer: TokenizerRecipe = Field(default_factory=TokenizerRecipe.model_construct)
     noise: list[str] = Field(default_factory=list[str])
     noise_chars: int = Field(80_000_000, gt=0)
@@ -118,6 +126,21 @@ class Recipe(Strict):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_one_beginning(self) -> Recipe:
+        if (self.model is None) == (not self.backbone):
+            raise ValueError("a recipe has either a model, to train further, or a backbone, to begin from")
+        if self.model is not None and self.memory:
+            raise ValueError("a model has a memory already; leave memory out, or begin from a backbone")
+        holds = any(stage.hold is not None for stage in self.stages)
+        if holds and self.model is None and self.memory.get("carry") != "sign":
+            raise ValueError("stages.hold is for memories of signs; give memory.carry=sign")
+        return self
+
+    def hold_at(self, index: int) -> float | None:
+        """The memory's `hold` in a stage; None: the model's own."""
+        return next((stage.hold for stage in reversed(self.stages[: index + 1]) if stage.hold is not None), None)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
