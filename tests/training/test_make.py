@@ -76,13 +76,23 @@ def test_a_stage_that_begins_anew_depends_on_the_weights_before_it_alone(tmp_pat
     assert load_model(tmp_path / "first", "cpu", "float32")[0].memory_config.hold == 0
 
 
+def test_a_model_may_be_saved_with_another_hold_than_it_was_trained_with(tmp_path: Path) -> None:
+    stages = [{**STAGE, "max_steps": 1, "hold": 0.5}]
+    make(recipe(tmp_path, stages=stages, out=str(tmp_path / "firm")))
+    make(recipe(tmp_path, stages=stages, out=str(tmp_path / "softer"), final_hold=0.3))
+    firm, softer = (load_model(tmp_path / name, "cpu", "float32")[0] for name in ("firm", "softer"))
+    assert (firm.memory_config.hold, softer.memory_config.hold) == (0.5, 0.3)
+    assert all(torch.equal(a, b) for a, b in zip(firm.parameters(), softer.parameters(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
         ({"model": "shipped"}, "either a model, to train further, or a backbone"),
         ({"backbone": {}}, "either a model, to train further, or a backbone"),
         ({"model": "shipped", "backbone": {}}, "a model has a memory already"),
-        ({"stages": [{**STAGE, "hold": 0.5}], "memory": {}}, "stages.hold is for memories of signs"),
+        ({"stages": [{**STAGE, "hold": 0.5}], "memory": {}}, "hold is for memories of signs"),
+        ({"final_hold": 0.5, "memory": {}}, "hold is for memories of signs"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(tmp_path: Path, changes: dict, error: str) -> None:
@@ -93,5 +103,5 @@ def test_settings_that_exclude_each_other_are_refused(tmp_path: Path, changes: d
 def test_only_signs_are_held(tmp_path: Path) -> None:
     make(recipe(tmp_path, stages=[{**STAGE, "keep": 0.0}], memory={"num_memory_tokens": 2, "segment_length": 24}))
     held = {"model": str(tmp_path / "model"), "backbone": {}, "memory": {}, "out": str(tmp_path / "held")}
-    with pytest.raises(RecipeError, match="stages.hold is for memories of signs, which this model's is not"):
+    with pytest.raises(RecipeError, match="hold is for memories of signs, which this model's is not"):
         make(recipe(tmp_path, stages=[{**STAGE, "hold": 0.5}], **held))

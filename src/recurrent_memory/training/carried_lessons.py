@@ -193,7 +193,7 @@ def hold_bits(model: RecurrentMemoryModel, hold: float) -> None:
     """
     carry = getattr(model.memory, "carry", None)
     if not isinstance(carry, SignCarry):
-        raise RecipeError("stages.hold is for memories of signs, which this model's is not; leave it out")
+        raise RecipeError("hold is for memories of signs, which this model's is not; leave it out of the recipe")
     config = replace(model.memory_config, hold=hold)
     model.config.memory, model.memory_config, model.memory.config = config.to_dict(), config, config
     carry.hold = hold

@@ -17,7 +17,7 @@ from ..errors import RecipeError
 from ..model import RecurrentMemoryModel
 from ..models import load_model
 from .carried import CarriedTrainer
-from .carried_lessons import Lessons
+from .carried_lessons import Lessons, hold_bits
 from .carried_progress import Progress, write_log
 from .checkpoint import load_weights
 from .noise import load_noise
@@ -95,6 +95,8 @@ def make(
     if last is None:
         raise RecipeError(f"{run}: the last stage ended without a checkpoint; go on with --resume")
     load_weights(lessons.model, last)
+    if recipe.final_hold is not None:
+        hold_bits(lessons.model, recipe.final_hold)
     lessons.model.eval()
     lessons.model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -97,6 +97,7 @@ class Recipe(Strict):
         noise: Folders, files or hub ids of texts to hide facts in.
         noise_chars: How much of it to keep in RAM.
         stages: The curriculum.
+        final_hold: The memory's `hold` in the model that is saved; None: as in the last stage.
         weight_decay: AdamW's.
         betas: AdamW's.
         clip_norm: Of the gradient.
@@ -116,6 +117,7 @@ class Recipe(Strict):
     noise: list[str] = Field(default_factory=list[str])
     noise_chars: int = Field(80_000_000, gt=0)
     stages: list[Stage] = Field(min_length=1)
+    final_hold: float | None = Field(None, ge=0)
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
@@ -133,9 +135,9 @@ class Recipe(Strict):
             raise ValueError("a recipe has either a model, to train further, or a backbone, to begin from")
         if self.model is not None and self.memory:
             raise ValueError("a model has a memory already; leave memory out, or begin from a backbone")
-        holds = any(stage.hold is not None for stage in self.stages)
-        if holds and self.model is None and self.memory.get("carry") != "sign":
-            raise ValueError("stages.hold is for memories of signs; give memory.carry=sign")
+        holds = [self.final_hold, *(stage.hold for stage in self.stages)]
+        if any(hold is not None for hold in holds) and self.model is None and self.memory.get("carry") != "sign":
+            raise ValueError("hold is for memories of signs; give memory.carry=sign")
         return self
 
     def hold_at(self, index: int) -> float | None:
