@@ -48,6 +48,21 @@ def test_json(rmt: Any, folder: Path, book: Path, tmp_path: Path) -> None:
     assert (values["state"], values["model"]) == (str(out), str(folder))
 
 
+def test_how_it_computes_is_an_option(rmt: Any, folder: Path, book: Path, tmp_path: Path) -> None:
+    states = []
+    for fast in ("auto", "off"):
+        out = tmp_path / fast
+        assert rmt("read", book, "--model", folder, "--out", out, "--fast", fast, "--schedule", "auto").status == 0
+        states.append(MemoryState.load(out).memory)
+    torch.testing.assert_close(*states, rtol=1e-5, atol=1e-5)
+    refused = rmt("read", book, "--model", folder, "--out", tmp_path / "no", "--fast", "very")
+    assert (refused.status, refused.err) == (2, "rmt: fast='very' is not a way to compute; choose one of auto, off\n")
+    refused = rmt("read", book, "--model", folder, "--out", tmp_path / "no", "--schedule", "diagonal")
+    assert refused.status == 2
+    assert "kind='tokens'" in refused.err
+    assert not (tmp_path / "no").exists()
+
+
 def test_many_sources_are_one_text(rmt: Any, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "b.txt").write_text("John moved to the kitchen.\n", "utf-8")
@@ -262,7 +277,7 @@ def test_one_line_of_a_great_length(rmt: Any, folder: Path, tmp_path: Path, monk
     book.write_text("Mary went to the garden and " * 15_000, "utf-8")
     widest = [0]
 
-    def counting(model: Any, ids: Any, memory_state: Any) -> Any:
+    def counting(model: Any, ids: Any, memory_state: Any, **_: Any) -> Any:
         widest[0] = max(widest[0], ids.shape[1])
         return memory_state.advanced(torch.tensor([ids.shape[1]]))
 

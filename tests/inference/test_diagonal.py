@@ -26,7 +26,7 @@ from contract.cases import (
     texts_of,
     weights_like,
 )
-from recurrent_memory import ConfigError, MemoryConfig, RecurrentMemoryModel
+from recurrent_memory import ConfigError, MemoryConfig, MemoryReader, RecurrentMemoryModel
 from recurrent_memory.inference import schedule as schedules
 from recurrent_memory.inference.diagonal import Diagonals
 from recurrent_memory.inference.grouped_attention import GroupedAttention
@@ -192,6 +192,40 @@ def test_saving_copying_and_another_dtype(tmp_path: Path) -> None:
     assert_identical(loaded.read(ids, schedule="diagonal"), state)
     single = model.float()  # every parameter in memory of its own again
     assert_same_state(single.read(ids, schedule="diagonal"), single.read(ids), 1e-5)
+
+
+# ---------------------------------------------------------------------- reading files on diagonals
+
+
+def test_a_reader_keeps_to_its_schedule_when_it_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = copy_of(gpt2)
+    text, out = text_of(gpt2, 41 * S), tmp_path / "state.safetensors"
+    whole = MemoryReader(model, tokens_per_block=8 * S, schedule="diagonal").read(iter(text))
+    read, schedules_seen = model.read, []
+
+    def watched(ids: Tensor, memory_state: object, schedule: str) -> object:
+        schedules_seen.append(schedule)
+        if len(schedules_seen) == 3:
+            raise KeyboardInterrupt
+        return read(ids, memory_state=memory_state, schedule=schedule)
+
+    monkeypatch.setattr(model, "read", watched)
+    with pytest.raises(KeyboardInterrupt, match="go on with the same command and --resume"):
+        MemoryReader(model, tokens_per_block=8 * S, schedule="diagonal").read(iter(text), out=out)
+    resumed = MemoryReader(model, tokens_per_block=8 * S).read(iter(text), out=out, resume=True)
+    assert_identical(resumed, whole)
+    assert set(schedules_seen) == {"diagonal"}
+    assert_same_state(resumed, read(torch.tensor([text])), gpt2.tolerance)
+
+
+def test_a_reader_measures_once_which_schedule_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = copy_of(gpt2)
+    monkeypatch.setattr(schedules, "_measure", lambda *_: (1.0, 0.5))
+    assert schedules.chosen_schedule(model, "auto", 8) == "diagonal"
+    assert schedules.chosen_schedule(model, "auto", 1) == "sequential"
+    assert schedules.chosen_schedule(copy_of(named("gpt2")), "auto", 8) == "sequential"
+    with pytest.raises(ConfigError, match="schedule='sideways' is not a schedule; choose one of auto, sequential"):
+        MemoryReader(model, schedule="sideways")
 
 
 # ---------------------------------------------------------------------- which schedule

@@ -34,6 +34,9 @@ Dtype = Annotated[
         "--dtype", help="float32, bfloat16, float16, float64; auto: float32 on a CPU, the model's own elsewhere."
     ),
 ]
+Fast = Annotated[
+    str, typer.Option("--fast", help="auto: shortcuts that compute the same; off: everything as it is written.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; by default one for each core.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of all that is random.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]

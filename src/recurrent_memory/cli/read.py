@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from .common import Common, Debug, Device, Dtype, Json, Model, Notes, Seed, Threads
+from .common import Common, Debug, Device, Dtype, Fast, Json, Model, Notes, Seed, Threads
 
 
 def read(
@@ -37,6 +37,11 @@ def read(
     save_every: Annotated[
         float, typer.Option("--save-every", metavar="SECONDS", help="How often to save on the way.")
     ] = 60.0,
+    schedule: Annotated[
+        str,
+        typer.Option("--schedule", help="sequential; diagonal, for memories in every layer; auto: the faster one."),
+    ] = "sequential",
+    fast: Fast = "auto",
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -71,8 +76,11 @@ def read(
         loaded, tokenizer = common.load_model(model)
         from ..inference.reader import MemoryReader
 
+        loaded.fast = fast
         notes = Notes()
-        reader = MemoryReader(loaded, tokenizer, progress=True, save_every_s=save_every, notify=notes)
+        reader = MemoryReader(
+            loaded, tokenizer, progress=True, save_every_s=save_every, schedule=schedule, notify=notes
+        )
         reader.read(
             files if files != ["-"] else "-",
             out=out,

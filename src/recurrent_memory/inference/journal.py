@@ -56,18 +56,22 @@ class Conditions:
         device: The kind of device.
         threads: CPU threads of each operation.
         tokens_per_block: Tokens that the model is given at a time.
+        schedule: In what order its layers run, `sequential` or `diagonal`.
+        fast: See `RecurrentMemoryModel.fast`.
     """
 
     dtype: str
     device: str
     threads: int
     tokens_per_block: int
+    schedule: str
+    fast: str
 
     @classmethod
-    def of(cls, model: RecurrentMemoryModel, tokens_per_block: int) -> Conditions:
+    def of(cls, model: RecurrentMemoryModel, tokens_per_block: int, schedule: str) -> Conditions:
         """The conditions now."""
         dtype = str(model.dtype).removeprefix("torch.")
-        return cls(dtype, model.device.type, torch.get_num_threads(), tokens_per_block)
+        return cls(dtype, model.device.type, torch.get_num_threads(), tokens_per_block, schedule, model.fast)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +222,11 @@ class Journal:
     def _warn_of_other(self, then: Conditions, now: Conditions) -> None:
         changed = [
             f"{name} {before} then, {after} now"
-            for name, before, after in (("device", then.device, now.device), ("threads", then.threads, now.threads))
+            for name, before, after in (
+                ("device", then.device, now.device),
+                ("threads", then.threads, now.threads),
+                ("fast", then.fast, now.fast),
+            )
             if before != after
         ]
         if changed:

@@ -20,6 +20,7 @@ from .journal import Conditions, Interrupted, Journal
 from .lanes import Lanes, check_finite
 from .peak_memory import peak_rss_mb
 from .progress import Progress, make_progress
+from .schedule import checked_schedule, chosen_schedule
 from .token_feed import TokenFeed
 from .token_source import TokenSource
 from .tokenize_stream import TokenStreamer
@@ -88,6 +89,8 @@ class MemoryReader:
         progress: Whether to show tokens, tokens/s and time left on stderr.
         save_every_s: Seconds between two saves of an unfinished reading.
         tokens_per_block: Tokens that the model is given at a time (rounded to whole segments, at least one).
+        schedule: See `RecurrentMemoryModel.read`. What `auto` finds faster is kept to through a reading, its resumption
+            included. Texts in lanes are read one segment after the other.
         notify: Gets a line where something is found that a person should know; by default it is logged.
 
     Example:
@@ -104,6 +107,7 @@ class MemoryReader:
         progress: bool = False,
         save_every_s: float = 60.0,
         tokens_per_block: int = TOKENS_PER_BLOCK,
+        schedule: str = "sequential",
         notify: Callable[[str], None] | None = None,
     ) -> None:
         if not save_every_s >= 0:
@@ -116,6 +120,7 @@ class MemoryReader:
         self.save_every_s = save_every_s
         self._segment_length = length = model.memory_config.segment_length
         self.tokens_per_block = max(1, tokens_per_block // length) * length
+        self.schedule = checked_schedule(schedule)
         self.notify: Callable[[str], None] = notify or _log.info
         self._stats: ReadingStats | None = None
         self._streamer = TokenStreamer(tokenizer) if tokenizer is not None else None
@@ -182,13 +187,15 @@ class MemoryReader:
         elif resume:
             raise ConfigError("resume=True needs out=…, the file whose unfinished reading is to be gone on with")
         base = self._base(append_to)
-        conditions = Conditions.of(self.model, self.tokens_per_block)
         kept = _advising(journal)
         with kept, closing(text.feed()) as feed, showing(self.progress) as bar, evaluating(self.model):
+            schedule = chosen_schedule(self.model, self.schedule, self.tokens_per_block // self._segment_length)
+            conditions = Conditions.of(self.model, self.tokens_per_block, schedule)
             interrupted = journal.interrupted(self.model, conditions) if journal is not None and resume else None
             point = _Point(base, 0, hashlib.sha256())
             if interrupted is not None:
-                conditions = replace(conditions, tokens_per_block=interrupted.conditions.tokens_per_block)
+                then = interrupted.conditions
+                conditions = replace(conditions, tokens_per_block=then.tokens_per_block, schedule=then.schedule)
                 point = self._skip(feed, base, interrupted)
                 bar.update(point.tokens, text.fraction(point.tokens))
             resumed_at, began = point.tokens, time.perf_counter()
@@ -252,7 +259,7 @@ class MemoryReader:
         saved_at = time.monotonic()
         try:
             while (block := feed.take(conditions.tokens_per_block)).numel():
-                point = point.after(self._read_block(block, point.state, point.tokens), block)
+                point = point.after(self._read_block(block, point.state, point.tokens, conditions.schedule), block)
                 bar.update(point.tokens, text.fraction(point.tokens))
                 if journal is not None and time.monotonic() - saved_at >= self.save_every_s:
                     journal.save_partial(point.state, point.tokens, point.digest.hexdigest(), conditions)
@@ -270,8 +277,10 @@ class MemoryReader:
             ) from None
         return point
 
-    def _read_block(self, block: Int[Tensor, " T"], state: MemoryState, tokens_before: int) -> MemoryState:
-        state = self.model.read(block[None], memory_state=state)
+    def _read_block(
+        self, block: Int[Tensor, " T"], state: MemoryState, tokens_before: int, schedule: str
+    ) -> MemoryState:
+        state = self.model.read(block[None], memory_state=state, schedule=schedule)
         check_finite(state, f"after {tokens_before + block.numel():,} tokens", self.model)
         return state
 

@@ -104,6 +104,28 @@ def folding(
     return Folding(model, diagonals.fold(segments, state.tensors, with_hidden=with_hidden))
 
 
+def checked_schedule(schedule: str) -> str:
+    """The name, if it is one.
+
+    Raises:
+        ConfigError: if there is no such schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ConfigError(f"schedule={schedule!r} is not a schedule; choose one of {', '.join(SCHEDULES)}")
+    return schedule
+
+
+@torch.no_grad()
+def chosen_schedule(model: ReadsInSegments, schedule: str, num_segments: int) -> str:
+    """`sequential` or `diagonal`: how one text is read, so many segments at a time.
+
+    Raises:
+        ConfigError: see `diagonals_for`.
+    """
+    diagonals = diagonals_for(model, schedule, 1, num_segments, model.memory.initial(1))
+    return "sequential" if diagonals is None else "diagonal"
+
+
 def diagonals_for(
     model: ReadsInSegments, schedule: str, batch_size: int, num_segments: int, tensors: dict[str, Tensor]
 ) -> Diagonals | None:
@@ -120,9 +142,7 @@ def diagonals_for(
     Raises:
         ConfigError: if there is no such schedule, or `diagonal` cannot be done with this memory and these layers.
     """
-    if schedule not in SCHEDULES:
-        raise ConfigError(f"schedule={schedule!r} is not a schedule; choose one of {', '.join(SCHEDULES)}")
-    if schedule == "sequential":
+    if checked_schedule(schedule) == "sequential":
         return None
     try:
         known = _known(model)

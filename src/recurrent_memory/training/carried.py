@@ -92,7 +92,7 @@ class CarriedTrainer(ResumableTrainer):
             self._restore_random = partial(torch.manual_seed, stage.seed)
         lessons.progress.begin(index)
         lessons.progress.accuracy = lessons.progress.accuracy_old = 0.0
-        seed = f"{recipe.seed}/{index}/0"
+        seed = f"{recipe.seed}/{index if stage.lanes_seed is None else stage.lanes_seed}/0"
         self.lanes = CarriedLanes(stage, lessons.model, tokenizer.backend_tokenizer, noise, seed)
         super().__init__(
             lessons.model,

@@ -44,8 +44,9 @@ class Stage(Strict):
         unknown: Weight of questions about people who have not been heard of; their target is every place alike.
         questions: Questions asked of a lane after each segment, about different people.
         seed: Where the generator of torch begins in this stage; None: it goes on from the stage before.
-        anew: Whether the optimizer and the probes begin anew too. With a seed, what the stage makes then depends on the
-            weights before it, and on nothing else of the stages that made them.
+        lanes_seed: Draws the texts of the lanes; None: the number of the stage, from 0.
+        anew: Whether the optimizer and the probes begin anew too. With both seeds, what the stage makes then depends on
+            the weights before it, and on nothing else of the stages that made them.
         hold: The memory's `hold` from this stage on; None: as it was.
         keep: Weight of the loss that asks for the same memory after a segment with no fact in it.
     """
@@ -67,6 +68,7 @@ class Stage(Strict):
     unknown: float = 0.3
     questions: int = Field(1, ge=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
+    lanes_seed: int | None = Field(None, ge=0)
     anew: bool = False
     hold: float | None = Field(None, ge=0)
     keep: float = 0.0
