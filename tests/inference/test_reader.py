@@ -216,7 +216,7 @@ def test_one_line_of_a_great_length_is_held_in_parts_only(
             drawn[0] += len(piece)
             yield piece
 
-    def pretending(ids: Tensor, memory_state: MemoryState) -> MemoryState:
+    def pretending(ids: Tensor, memory_state: MemoryState, **_: object) -> MemoryState:
         read[0] += ids.shape[1]
         ahead[0] = max(ahead[0], drawn[0] - int(read[0] / tokens_per_char))
         return memory_state.advanced(torch.tensor([ids.shape[1]]))
