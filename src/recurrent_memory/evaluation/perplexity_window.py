@@ -54,7 +54,7 @@ class WindowReading(TextReading):
         """See `TextReading.settings`."""
         return {
             "reading": "window",
-            "model": _hash_weights(self.model),
+            "model": hash_weights(self.model),
             "window": self.width,
             "stride": self.stride,
         }
@@ -129,7 +129,8 @@ def _place(name_or_path: str) -> str:
     return str(path) if path.exists() else name_or_path
 
 
-def _hash_weights(model: nn.Module) -> str:
+def hash_weights(model: nn.Module) -> str:
+    """Names the weights of a model."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
