@@ -49,7 +49,7 @@ def test_memory_reset_and_window(rmt: Any, folder: Path, plain: Path, book: Path
         (["--out", "x", "--text", "no.txt"], "no.txt: no such path"),
         (["--out", "x", "--text", "empty.txt"], "is empty"),
         (["--out", "x", "--text", "book.txt", "--lengths", "1k"], "--lengths: is not for --task lm"),
-        (["--out", "x", "--text", "book.txt", "--task", "detect"], "--text: is for --task lm"),
+        (["--out", "x", "--text", "book.txt", "--task", "detect"], "--text: is not for --task detect"),
         (["--out", "x", "--text", "book.txt", "--stride", "4"], "--stride: goes with --window"),
         (["--out", "x", "--text", "book.txt", "--window", "64", "--reset"], "--reset: a window has no memory"),
         (["--out", "x", "--text", "book.txt", "--window", "64"], "--window: is for a plain model"),

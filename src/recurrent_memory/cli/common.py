@@ -71,14 +71,20 @@ class Common:
         if self.threads is not None:
             os.environ["RAYON_NUM_THREADS"] = str(self.threads)  # the tokenizer's threads
 
+    def use_threads(self) -> None:
+        """Have torch use so many threads, if a number is given."""
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+
     def load_model(self, name: str | None) -> tuple[RecurrentMemoryModel, Any]:
         """The model and its tokenizer, with threads and seed set."""
         import torch
 
         from ..models import load_model
 
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+        self.use_threads()
         if self.seed is not None:
             torch.manual_seed(self.seed)
         return load_model(name, self.device, self.dtype)

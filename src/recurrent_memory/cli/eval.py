@@ -24,7 +24,11 @@ def evaluate(
         typer.Argument(metavar="[MODEL]", help="A model folder, or a hub id; the shipped model if left out."),
     ] = None,
     task: Annotated[
-        str, typer.Option("--task", help="memorize, detect, reason, qa1 … qa20, or one of a package; lm: perplexity.")
+        str,
+        typer.Option(
+            "--task",
+            help="memorize, detect, reason, qa1 … qa20, or one of a package; lm: perplexity; lambada: last words.",
+        ),
     ] = "detect",
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Of the task, such as source=FOLDER.")
@@ -63,28 +67,34 @@ def evaluate(
     lanes: Annotated[int, typer.Option("--lanes", help="Texts read side by side.")] = 32,
     text: Annotated[
         str | None,
-        typer.Option("--text", metavar="SOURCE", help="lm: a file, a folder, .jsonl, or a hub id (ID:CONFIGURATION)."),
+        typer.Option(
+            "--text", metavar="SOURCE", help="lm, lambada: a file, a folder, .jsonl, or a hub id (ID:CONFIGURATION)."
+        ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="lm: of a hub id; test if left out.", show_default=False)
+        str | None, typer.Option("--split", help="lm, lambada: of a hub id; test if left out.", show_default=False)
     ] = None,
     join: Annotated[bool, typer.Option("--join", help="lm: all documents are one text.")] = False,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", help="lm: tokens to score, over documents in order.")
     ] = None,
-    limit_documents: Annotated[int | None, typer.Option("--limit-documents", help="lm: the first ones only.")] = None,
+    limit_documents: Annotated[
+        int | None, typer.Option("--limit-documents", help="lm, lambada: the first ones only.")
+    ] = None,
     bos: Annotated[
         bool, typer.Option("--bos", help="lm: put the beginning-of-text token before every document.")
     ] = False,
     reset: Annotated[bool, typer.Option("--reset", help="lm: reset the memory at every segment.")] = False,
     window: Annotated[
-        int | None, typer.Option("--window", help="lm: of a plain model without memory, its full attention, in tokens.")
+        int | None,
+        typer.Option("--window", help="lm, lambada: of a plain model without memory, its full attention, in tokens."),
     ] = None,
     stride: Annotated[
         int | None, typer.Option("--stride", help="lm: tokens by which the window moves; all of it if left out.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option("--against", metavar="FOLDER", help="lm: compare with the evaluation in FOLDER.")
+        str | None,
+        typer.Option("--against", metavar="FOLDER", help="lm, lambada: compare with the evaluation in FOLDER."),
     ] = None,
     as_json: Json = False,
     device: Device = "auto",
@@ -99,7 +109,8 @@ def evaluate(
     (accuracy.csv), a plot (accuracy.png), every answer (rows/), and all in one (results.json). What was done is kept:
     after an interruption the same command with --resume goes on.
 
-    --task lm is perplexity instead: every token of SOURCE is scored once, given all of its document before it.
+    --task lm is perplexity instead: every token of SOURCE is scored once, given all of its document before it. --task
+    lambada is the last word of every passage of SOURCE (LAMBADA on the hub, if it is left out).
 
     Example: rmt eval models/small --task detect --lengths 1k,16k,256k --samples 50 --out results/detect
     """
@@ -126,9 +137,11 @@ def evaluate(
         "--dataset": dataset,
         "--scoring": scoring,
     }
-    for name, value in (of_tasks if task == "lm" else of_lm).items():
-        if value not in (None, False, []):
-            raise typer.BadParameter(f"{'is not' if task == 'lm' else 'is'} for --task lm", param_hint=name)
+    of_lambada = {"--text", "--split", "--limit-documents", "--window", "--against"}
+    for name, value in {**of_lm, **of_tasks}.items():
+        takes = [name in of_lm, name in of_lambada, name in of_tasks][{"lm": 0, "lambada": 1}.get(task, 2)]
+        if not takes and value not in (None, False, []):
+            raise typer.BadParameter(f"is not for --task {task}", param_hint=name)
     if task == "lm":
         from .eval_lm import TextEvaluation, evaluate_text
 
@@ -138,6 +151,25 @@ def evaluate(
         with stoppable(), _bar() as tell:
             shown = evaluate_text(common, model, what, out, tell)
         shown.print(common)
+        return
+    if task == "lambada":
+        from .eval_words import evaluate_words, show_words
+
+        with stoppable(), _bar() as tell:
+            words = evaluate_words(
+                common,
+                model,
+                out,
+                tell,
+                text=text,
+                split=split,
+                limit=limit_documents,
+                window=window,
+                against=against,
+                lanes=lanes,
+                resume=resume,
+            )
+        show_words(common, words, out)
         return
     from ..evaluation.dataset import evaluate_dataset
     from ..evaluation.length_run import LengthEvaluation, evaluate_lengths, parse_lengths, samples_for

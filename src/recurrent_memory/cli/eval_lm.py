@@ -151,10 +151,7 @@ def _load(common: Common, model: str | None, what: TextEvaluation) -> tuple[Text
         raise typer.BadParameter(
             "is missing: the model has no memory; give the tokens that it attends to", param_hint="--window"
         )
-    if common.threads is not None:
-        import torch
-
-        torch.set_num_threads(common.threads)
+    common.use_threads()
     plain, tokenizer = load_plain_model(model, common.device, common.dtype)
     return WindowReading(plain, what.window, what.stride), tokenizer
 

@@ -153,15 +153,16 @@ def evaluate_last_words(
     ]
     if not passages:
         raise InputError(f"{documents.name}: there are no passages in it; give a .jsonl file, a folder or a hub id")
+    names = _sha256(passages)
     settings = {
         "task": "lambada",
         **reader.settings,
         "dtype": str(reader.model.dtype).removeprefix("torch."),
         "text": documents.name,
         "passages": len(passages),
-        "passages_sha256": _sha256(passages),
+        "passages_sha256": names,
     }
-    other = _rows_of(Path(against), settings["passages_sha256"]) if against is not None else []
+    other = _rows_of(Path(against), names) if against is not None else []
     open_folder(folder, settings, resume=resume)
     rows: list[WordRow] = []
     for first in range(0, len(passages), GROUP):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError, OutputError, SourceChangedError
 from ..state import MemoryState
@@ -350,7 +350,7 @@ def _advising(journal: Journal | None) -> Generator[None]:
 
 
 @contextmanager
-def evaluating(model: RecurrentMemoryModel) -> Generator[None]:
+def evaluating(model: nn.Module) -> Generator[None]:
     """Without dropout, and as it was afterwards."""
     in_training = [module for module in model.modules() if module.training]
     model.eval()
