@@ -28,7 +28,7 @@ def segments(model: RecurrentMemoryModel, ids: Tensor, memory: Tensor) -> tuple[
         output = backbone(inputs_embeds=rows, attention_mask=mask, output_hidden_states=True)
         logits.append(output.logits[:, size : size + text.shape[1]])
         written = output.hidden_states[-1][:, size + text.shape[1] :]
-        memory = model.memory.carry(written, model.memory.initial_memory)
+        memory = model.memory.carry(written, before=memory, initial=model.memory.initial_memory)
     return memory, torch.cat(logits, 1)
 
 

@@ -85,4 +85,4 @@ class TokenMemory(Memory):
     def _carried(self, written: Tensor, memory: Tensor) -> dict[str, Tensor]:
         if self.config.num_memory_tokens == 0:
             return {"memory": memory}
-        return {"memory": self.carry(written.to(memory.dtype), memory, self.initial_memory)}
+        return {"memory": self.carry(written.to(memory.dtype), before=memory, initial=self.initial_memory)}

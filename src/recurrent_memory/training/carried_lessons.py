@@ -81,7 +81,8 @@ class Lessons:
         for _ in range(stage.num_segments):
             segment = carried.take()
             before = state.memory.detach()
-            state = self.model.step(segment, state)[1]
+            # The binding probe looks at the first layer, which may be the last one.
+            state = self.model.step(segment, state, return_hidden=bool(stage.binding))[1]
             quiet = torch.tensor([lane.quiet and bool(lane.known) for lane in lanes])
             if stage.keep and bool(quiet.any()):
                 kept = kept + self._kept_loss(stage, state.memory[quiet], before[quiet], quiet)
