@@ -85,4 +85,5 @@ class TokenMemory(Memory):
     def _carried(self, written: Tensor, memory: Tensor) -> dict[str, Tensor]:
         if self.config.num_memory_tokens == 0:
             return {"memory": memory}
+        # By name: what counts FLOPs hooks into positional arguments, and a view of M_0 without gradients has no place there.
         return {"memory": self.carry(written.to(memory.dtype), before=memory, initial=self.initial_memory)}
