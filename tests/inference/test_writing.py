@@ -1,14 +1,17 @@
 """Text of any length from a memory: what `generate` gives at once, a stretch at a time."""
 
+import time
 from functools import wraps
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from recurrent_memory import ConfigError, GenerationError, MemoryReader, MemoryState, RecurrentMemoryModel
 from recurrent_memory.inference import writing
 from recurrent_memory.inference.writing import Sampling, write_text
+from recurrent_memory.memories.reference import decoder
 from tiny_models import S, prose, tiny_model, tiny_tokenizer
 
 
@@ -41,6 +44,49 @@ def test_stretches_are_one_generation(
     whole = model.read(expected, memory_state=state)
     assert torch.equal(after.tokens_read, whole.tokens_read)
     torch.testing.assert_close(after.memory, whole.memory, rtol=1e-5, atol=1e-6)
+
+
+def test_500_tokens_are_those_of_a_loop_that_computes_everything_anew(state: MemoryState) -> None:
+    model = tiny_model().double()
+    text = text_of(state)
+    state = model.read(torch.tensor([text]))
+    before = len(text)
+    with torch.no_grad():
+        for _ in range(500):
+            found = decoder(model.backbone, model.memory.initial_memory, text, S)
+            assert found.logits is not None
+            text.append(int(found.logits[-1].argmax()))
+    assert len(set(text[before:])) > 20, "there is something to get wrong"
+    parts, made, after = written(model, state, max_new_tokens=500, sampling=Sampling(greedy=True), ignore_eos=True)
+    assert made == 500
+    assert "".join(parts) == tiny_tokenizer().decode(text[before:], skip_special_tokens=True)
+    whole = model.read(torch.tensor([text]))
+    torch.testing.assert_close(after.memory, whole.memory, rtol=0, atol=1e-8)
+    assert torch.equal(after.pending, whole.pending)
+
+
+def text_of(state: MemoryState) -> list[int]:
+    """A text as long as the one that a state has read."""
+    return tiny_tokenizer()(prose(9))["input_ids"][: int(state.tokens_read)]
+
+
+@pytest.mark.slow
+def test_20000_tokens_take_no_more_memory_or_time_a_token_than_the_first(
+    model: RecurrentMemoryModel, state: MemoryState
+) -> None:
+    process, times, sizes = psutil.Process(), list[float](), list[int]()
+
+    def emit(_: str) -> None:
+        times.append(time.process_time())
+        sizes.append(process.memory_info().rss)
+
+    made, _ = write_text(
+        model, tiny_tokenizer(), state, emit, max_new_tokens=20_000, sampling=Sampling(), ignore_eos=True
+    )
+    assert made == 20_000
+    quarter = len(times) // 4
+    assert times[-1] - times[-quarter] < 1.2 * (times[quarter] - times[0])
+    assert max(sizes[-quarter:]) - max(sizes[:quarter]) < 8e6  # the ids alone are a sixth of a megabyte
 
 
 def test_a_stretch_goes_on_where_the_one_before_ended(
