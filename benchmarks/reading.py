@@ -8,18 +8,21 @@ shape, or as many parameters.
 
 from __future__ import annotations
 
+import copy
 import sys
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from recurrent_memory import RecurrentMemoryError
+
 from . import plain_loop
 from .common import Budget, Contender, Peak, Report, Setting, has_room, measure
 from .models import load
 from .peers import PACKAGE, Peer, full_attention, lucidrains, mamba, sliding_window
 
-OURS, SLOW, PLAIN = "ours", "ours, no shortcuts", "plain research loop"
+OURS, SLOW, COMPILED, PLAIN = "ours", "ours, no shortcuts", "ours, compiled", "plain research loop"
 
 
 def run(setting: Setting, peak: Peak) -> Report:
@@ -38,7 +41,14 @@ def run(setting: Setting, peak: Peak) -> Report:
         finally:
             model.fast = "auto"
 
-    peers = [Peer(OURS, ours), Peer(SLOW, without_shortcuts)]
+    ways = {OURS: ours, SLOW: without_shortcuts}
+    compiled = copy.deepcopy(model)
+    try:
+        compiled.fast = "compile"
+        ways[COMPILED] = lambda ids: compiled.fold(compiled.read(ids)).memory
+    except RecurrentMemoryError as error:
+        report.skip(COMPILED, str(error))
+    peers = [Peer(name, read) for name, read in ways.items()]
     peers += [Peer(PLAIN, lambda ids: plain_loop.read(model, ids), bytes_of=_logits_of(model))]
     peers += [full_attention(model), sliding_window(model), mamba(model)]
     package = lucidrains(model)
@@ -57,9 +67,8 @@ def run(setting: Setting, peak: Peak) -> Report:
             budget.took(row["contender"], tokens, row["median_s"])
         if PLAIN in {peer.name for peer in running}:
             theirs = plain_loop.read(model, ids)
-            mine = {OURS: ours, SLOW: without_shortcuts}
-            for row in (row for row in rows if row["contender"] in mine):
-                difference = mine[row["contender"]](ids) - theirs
+            for row in (row for row in rows if row["contender"] in ways):
+                difference = ways[row["contender"]](ids) - theirs
                 row["memory_difference_from_plain"] = float(difference.abs().max() / theirs.abs().max())
         report.rows += rows
     return report

@@ -14,12 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .backbones.base import Backbone
+from .backbones.compiled import compile_layers, release_layers
 from .backbones.families import family_named
 from .config import MemoryConfig
 from .configuration import RecurrentMemoryConfig
 from .errors import ConfigError, InputError, StateError, StateModelMismatchError
 from .fingerprint import Fingerprint, is_same_model
 from .memories.base import Memory
+from .memories.layerwise import LayerwiseMemory
 from .modeling_output import StepOutput
 from .segments import Aligned, Segment, align, check_ids, check_mask, join, num_folded, rest_of, window
 from .state import MemoryState
@@ -27,7 +29,7 @@ from .state import MemoryState
 if TYPE_CHECKING:
     from .inference.schedule import Folding
 
-FAST = ("auto", "off")
+FAST = ("auto", "off", "compile")
 
 
 class ReadsInSegments(PreTrainedModel):
@@ -42,10 +44,14 @@ class ReadsInSegments(PreTrainedModel):
 
     @property
     def fast(self) -> str:
-        """Whether shortcuts are taken that compute the same: `auto`, or `off`, everything as it is written.
+        """Which shortcuts are taken; they compute the same, and round differently in the last digits.
+
+        `auto`: the last layer runs where its output is wanted; `off`: everything as it is written; `compile`: as `auto`,
+        and the other layers are compiled when they are first called, which takes half a minute and pays for long texts.
 
         Raises:
-            ConfigError: if it is set to something else.
+            ConfigError: if it is set to something else, or `compile` cannot be done: without a C++ compiler for a model on
+                the CPU, or with a memory in every layer.
         """
         return self._fast
 
@@ -53,6 +59,12 @@ class ReadsInSegments(PreTrainedModel):
     def fast(self, value: str) -> None:
         if value not in FAST:
             raise ConfigError(f"fast={value!r} is not a way to compute; choose one of {', '.join(FAST)}")
+        if value == "compile":
+            if isinstance(self.memory, LayerwiseMemory):
+                raise ConfigError(f"fast='compile' does not go with kind={self.memory_config.kind!r}; take fast='auto'")
+            compile_layers(self.view)
+        elif self._fast == "compile":
+            release_layers(self.view)
         self._fast = value
 
     @property

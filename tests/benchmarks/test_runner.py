@@ -1,6 +1,7 @@
 """`python -m benchmarks --quick`: each benchmark from its command to its files."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ CONTENDERS = {
     "reading": {
         "ours",
         "ours, no shortcuts",
+        *(["ours, compiled"] if shutil.which("g++") else []),
         "plain research loop",
         "full attention, KV cache",
         "sliding window",

@@ -56,7 +56,10 @@ def test_how_it_computes_is_an_option(rmt: Any, folder: Path, book: Path, tmp_pa
         states.append(MemoryState.load(out).memory)
     torch.testing.assert_close(*states, rtol=1e-5, atol=1e-5)
     refused = rmt("read", book, "--model", folder, "--out", tmp_path / "no", "--fast", "very")
-    assert (refused.status, refused.err) == (2, "rmt: fast='very' is not a way to compute; choose one of auto, off\n")
+    assert (refused.status, refused.err) == (
+        2,
+        "rmt: fast='very' is not a way to compute; choose one of auto, off, compile\n",
+    )
     refused = rmt("read", book, "--model", folder, "--out", tmp_path / "no", "--schedule", "diagonal")
     assert refused.status == 2
     assert "kind='tokens'" in refused.err

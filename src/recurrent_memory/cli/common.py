@@ -35,7 +35,10 @@ Dtype = Annotated[
     ),
 ]
 Fast = Annotated[
-    str, typer.Option("--fast", help="auto: shortcuts that compute the same; off: everything as it is written.")
+    str,
+    typer.Option(
+        "--fast", help="auto: shortcuts that compute the same; off: none; compile: for long texts, after half a minute."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; by default one for each core.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of all that is random.")]
