@@ -48,8 +48,8 @@ def test_there_and_back() -> None:
     assert MemoryConfig.from_dict(config.to_dict()) == config
     with pytest.raises(
         ConfigError,
-        match=r"unknown memory settings \['size'\]; known are \['carry', 'dpfp_order', 'key_width', 'kind', 'num_memory_tokens', "
-        r"'segment_length'\]",
+        match=r"unknown memory settings \['size'\]; known are \['carry', 'dpfp_order', 'hold', 'key_width', 'kind', "
+        r"'num_memory_tokens', 'segment_length'\]",
     ):
         MemoryConfig.from_dict({"size": 3})
     with pytest.raises(ConfigError, match="segment_length=-1 must be at least 1"):

@@ -70,7 +70,7 @@ class CarriedTrainer(ResumableTrainer):
         stage = self.stage
         if (hold := recipe.hold_at(index)) is not None:
             hold_bits(lessons.model, hold)
-        if begins_with is not None and stage.anew:
+        if stage.anew:
             if stage.seed is not None:
                 torch.manual_seed(stage.seed)
             lessons.draw_probes()
