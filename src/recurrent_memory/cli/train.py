@@ -45,8 +45,9 @@ def train(
     overrides = [*(settings or []), *([f"seed={seed}"] if seed is not None else [])]
     from ..training.settings import read_values
 
-    # A backbone that is described is made; one that is named is loaded, and given a memory.
-    is_made = isinstance(read_values(recipe, "a recipe").get("backbone"), dict)
+    # A backbone that is described is made; one that is named is loaded, and given a memory. A model has its memory.
+    values = read_values(recipe, "a recipe")
+    is_made = "model" in values or isinstance(values.get("backbone"), dict)
     (_train_small if is_made else _train_experiment)(common, recipe, overrides, resume=resume, check=check)
 
 
