@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor
 
 from .errors import StateError
 
@@ -23,11 +24,18 @@ if TYPE_CHECKING:
 LENGTH = 32
 
 
-def hash_weights(model: RecurrentMemoryModel) -> str:
-    """SHA-256 of the memory settings, the backbone's shape, and every weight, as 32 hexadecimal digits."""
+def hash_weights(model: RecurrentMemoryModel, weights: dict[str, Tensor] | None = None) -> str:
+    """SHA-256 of the memory settings, the backbone's shape, and every weight, as 32 hexadecimal digits.
+
+    Args:
+        model: The model.
+        weights: In place of its own.
+    """
     digest = hashlib.sha256(repr(sorted(model.memory_config.to_dict().items())).encode())
     digest.update(f"{model.config.family} {model.config.backbone_class}".encode())
-    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+    for name, tensor in sorted((model.state_dict(keep_vars=True) if weights is None else weights).items()):
+        if hasattr(tensor, "full_tensor"):  # split over processes (FSDP): all of them ask
+            tensor = cast(Any, tensor).full_tensor()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:LENGTH]

@@ -16,7 +16,7 @@ from .backbones.families import check_attention
 from .config import MemoryConfig
 from .configuration import RecurrentMemoryConfig
 from .errors import BackboneError, ConfigError, InputError
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, hash_weights
 from .forward import run_forward
 from .inference.generation import GenerationWithMemory
 from .inference.open_state import OpenState
@@ -124,8 +124,14 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
         return load_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Write `config.json` and safetensors into a folder, PEFT adapters inside."""
-        self.config.fingerprint = self.fingerprint
+        """Write `config.json` and safetensors into a folder, PEFT adapters inside.
+
+        Args:
+            save_directory: The folder.
+            **kwargs: As of `PreTrainedModel.save_pretrained`, such as the weights in place of the model's own, `state_dict`.
+        """
+        given = kwargs.get("state_dict")
+        self.config.fingerprint = self.fingerprint if given is None else hash_weights(self, given)
         self.config.architectures = [type(self).__name__]
         if self.config.peft:
             from .adapters import active_adapters

@@ -115,6 +115,7 @@ def test_going_on_and_beginning_anew(rmt: Any, recipe: Path) -> None:
         ("backbone=nowhere/to/be/found", "nowhere/to/be/found"),
         ("memory.segment_length=200", "segment_length=200"),
         ("stages=[]", "stages"),
+        ("fsdp=true", "fsdp splits layers over processes; start several: torchrun --nproc-per-node 2"),
         ("nonsense", "'nonsense' is not key=value"),
         ("max_segments=5", "max_segments: Extra inputs are not permitted"),
     ],
@@ -123,6 +124,15 @@ def test_bad_recipes(rmt: Any, recipe: Path, tmp_path: Path, change: str, messag
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     assert message in rmt("train", recipe, change).error
     assert not (tmp_path / "model").exists()
+
+
+def test_a_recipe_may_train_a_model_further(rmt: Any, tmp_path: Path) -> None:
+    described = {"name": "further", "expected": "-", "time": "-", "cost": "-"}
+    stage = {"num_segments": 1, "segment_length": 16, "lanes": 2, "learning_rate": 1e-3, "max_steps": 1}
+    path = tmp_path / "further.yaml"
+    stages = [{**stage, "lifetime": 1, "facts": [0.5, 2]}]
+    path.write_text(yaml.safe_dump({**described, "model": "shipped", "stages": stages, "out": str(tmp_path / "model")}))
+    assert rmt("train", path, "--check", "--json").json == {"recipe": str(path), "valid": True, "stages": 1}
 
 
 def test_a_file_that_is_no_recipe(rmt: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from recurrent_memory.training.bptt import Backpropagation
+from recurrent_memory.training.sharding import shard_layers
 from recurrent_memory.training.trainer import RecurrentMemoryTrainer
 from training.copy_task import AnyLengthTask, arguments, copy_model
 
@@ -21,7 +22,7 @@ KINDS = {
 }
 
 
-def train_all(out: Path, num_processes: int) -> None:
+def train_all(out: Path, num_processes: int, *, split: bool = False) -> None:
     torch.set_num_threads(1)
     for kind, method in KINDS.items():
         args = arguments(
@@ -34,8 +35,12 @@ def train_all(out: Path, num_processes: int) -> None:
             per_device_train_batch_size=4 // num_processes,
             **({"ddp_backend": "gloo"} if num_processes > 1 else {}),
         )
+        model = copy_model().double()
+        if split:
+            assert args.device.type == "cpu"  # asking for it starts the group of processes
+            shard_layers(model)
         trainer = RecurrentMemoryTrainer(
-            copy_model().double(),
+            model,
             args,
             examples=AnyLengthTask(),
             num_segments=3,
@@ -46,5 +51,5 @@ def train_all(out: Path, num_processes: int) -> None:
 
 
 if __name__ == "__main__":
-    train_all(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))
+    train_all(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]), split=sys.argv[2:] == ["split"])
     torch.distributed.destroy_process_group()

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..errors import RecipeError
 from ..model import RecurrentMemoryModel
 from .random_state import RandomState
+from .sharding import is_sharded, load_whole
 
 FORMAT = "recurrent-memory-training"
 
@@ -110,7 +111,10 @@ def load_weights(model: RecurrentMemoryModel, folder: str | Path) -> None:
     """
     loaded = RecurrentMemoryModel.from_pretrained(str(folder)).state_dict()
     try:
-        model.load_state_dict(loaded)
+        if is_sharded(model):
+            load_whole(model, loaded)
+        else:
+            model.load_state_dict(loaded)
     except RuntimeError as error:
         raise RecipeError(f"{folder}: is a checkpoint of another model ({str(error).splitlines()[0]})") from error
 

@@ -87,6 +87,12 @@ def held_out(examples: SegmentedExamples, seed: int, num_segments: int, index: i
     return examples.draw(random.Random(f"{seed}/held-out/{num_segments}/{index}"), num_segments)
 
 
+def unlabelled(example: Example) -> Example:
+    """The same text, with nothing to be learned from it."""
+    labels = example["labels"]
+    return {**example, "labels": IGNORE if isinstance(labels, int) else [IGNORE] * len(labels)}
+
+
 def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
     """Examples as a batch, padded on the right: `input_ids` and `attention_mask` `[B, T]`, `labels` `[B]` or `[B, T_out]`.
 

@@ -27,6 +27,7 @@ from .examples import SegmentedExamples
 from .noise import load_noise
 from .reporting import Report
 from .settings import Strict, load_settings
+from .sharding import shard_layers, whole_weights
 from .task_examples import TaskExamples
 from .task_lanes import Carried
 from .task_recipe import TaskRecipe
@@ -152,6 +153,8 @@ class Experiment(Strict):
         optimizer: The optimizer and its schedule.
         batch: Examples a step.
         precision: "float32", "bf16" or "fp16": what forward passes compute in; weights are kept in float32.
+        fsdp: Whether layers are split over the processes that torchrun has started (`shard_layers`), for models that one
+            device does not hold with their optimizer; needs a memory.
         eval_every: Steps between measurements, each with a checkpoint.
         num_eval_examples: Held-out examples that are measured on.
         seed: Of everything that is drawn.
@@ -179,6 +182,7 @@ class Experiment(Strict):
     optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe.model_construct)
     batch: BatchRecipe = Field(default_factory=BatchRecipe.model_construct)
     precision: Literal["float32", "bf16", "fp16"] = "float32"
+    fsdp: bool = False
     eval_every: int = Field(100, ge=1)
     num_eval_examples: int = Field(64, ge=1)
     seed: int = 0
@@ -364,9 +368,12 @@ def run_experiment(
         names = dict(enumerate(classes))
         model.backbone.config.update({"id2label": names, "label2id": {name: number for number, name in names.items()}})
     choose_trained(model, experiment.trained, lora.build() if lora is not None else None)
+    args = experiment.arguments(**changes)
+    if experiment.fsdp:
+        shard_layers(model.to(args.device))
     results = train_curriculum(
         model,
-        experiment.arguments(**changes),
+        args,
         examples=examples,
         curriculum=experiment.plan(),
         backpropagation=experiment.backpropagation.build(),
@@ -379,7 +386,9 @@ def run_experiment(
         resume=resume,
     )
     model.eval()
-    model.save_pretrained(experiment.out)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(experiment.out)
+    weights = whole_weights(model)
+    if args.process_index == 0:
+        model.save_pretrained(experiment.out, state_dict=weights)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(experiment.out)
     return model, results

@@ -8,9 +8,11 @@ drawn examples (`trainer.py`) and carried lanes (`carried.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -21,6 +23,7 @@ from ..errors import ConfigError, RecipeError
 from ..model import RecurrentMemoryModel
 from .checkpoint import load_values, load_weights, random_states, restore_random_states, save_values, whole_folder
 from .curves import CurvesCallback
+from .sharding import clip, is_sharded, load_whole_optimizer, split_groups, whole, whole_weights
 
 STATE_FILE = "training.safetensors"
 # Settings of the Trainer that would be passed over in silence, or would make a training that goes on another one.
@@ -63,8 +66,25 @@ class ResumableTrainer(Trainer):
             vars(model.config).pop("use_cache", None)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ConfigError(
-                "DeepSpeed and FSDP shard the model and are not supported; start several processes with torchrun"
+                "DeepSpeed and the Trainer's own FSDP split what is used outside layers and are not supported; "
+                "call shard_layers(model) before (in a recipe fsdp: true), and leave them out"
             )
+        self.is_split = is_sharded(model)
+        if self.is_split:
+            if args.fp16:
+                raise ConfigError("fsdp does not go with fp16, whose scale is one process's; take bf16")
+            accelerator = cast(Any, self.accelerator)
+            accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)  # not into DDP
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's, with what is split over processes in groups of its own."""
+        optimizer = super().create_optimizer(model)
+        if self.is_split:
+            split_groups(optimizer)
+        return optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        return clip(self.model, self.args.max_grad_norm) if self.is_split else super()._clip_grad_norm(model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else cast(Any, self.train_dataset))
@@ -96,6 +116,8 @@ class ResumableTrainer(Trainer):
     # ------------------------------------------------------------------ files
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.is_split:
+            state_dict = whole_weights(self.model)
         if self.args.should_save:
             folder = output_dir if output_dir is not None else self.args.output_dir
             self.model.save_pretrained(str(folder), state_dict=state_dict)
@@ -115,7 +137,7 @@ class ResumableTrainer(Trainer):
             self._save(str(folder))
             if not self.args.save_only_model:
                 save_values(random_states(self.args.device), folder / f"random-{self.args.process_index}.safetensors")
-                if main:
+                if main or self.is_split:
                     self._save_training(folder)
             if main:
                 for item in [*self.callback_handler.callbacks, self.control]:
@@ -130,12 +152,14 @@ class ResumableTrainer(Trainer):
             )
 
     def _save_training(self, folder: Path) -> None:
-        save_values(self._training_values(), folder / STATE_FILE)
+        values = self._training_values()
+        if self.args.should_save:
+            save_values(values, folder / STATE_FILE)
 
     def _training_values(self) -> dict[str, Any]:
         scaler = getattr(self.accelerator, "scaler", None)
         return {
-            "optimizer": cast(Any, self.optimizer).state_dict(),
+            "optimizer": whole(cast(Any, self.optimizer).state_dict()),
             "schedule": cast(Any, self.lr_scheduler).state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
@@ -151,7 +175,10 @@ class ResumableTrainer(Trainer):
     def _load_training(self, folder: Path, values: dict[str, Any]) -> None:
         """Take back what `_save_training` has written; `values` are those of `_training_values`."""
         del folder
-        cast(Any, self.optimizer).load_state_dict(values["optimizer"])
+        if self.is_split:
+            load_whole_optimizer(cast(Any, self.optimizer), values["optimizer"])
+        else:
+            cast(Any, self.optimizer).load_state_dict(values["optimizer"])
         cast(Any, self.lr_scheduler).load_state_dict(values["schedule"])
         scaler = getattr(self.accelerator, "scaler", None)
         if scaler is not None and values["scaler"] is not None:

@@ -13,12 +13,13 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import ConfigError
 from ..model import RecurrentMemoryModel
 from .bptt import Backpropagation, Outcome, backpropagate, measure
-from .examples import DrawnBatches, SegmentedExamples, collate, held_out
+from .examples import DrawnBatches, SegmentedExamples, collate, held_out, unlabelled
 from .parameter_groups import split_off
 from .resumable import ResumableTrainer
 
@@ -26,8 +27,9 @@ from .resumable import ResumableTrainer
 class RecurrentMemoryTrainer(ResumableTrainer):
     """Trains a model at one number of segments; `curriculum.py` puts several of these in a row.
 
-    Works with gradient accumulation, bf16 and fp16, PEFT adapters, and several processes started by `torchrun`: G
-    examples a step are the same G, and give the same gradient, however they are shared out.
+    Works with gradient accumulation, bf16 and fp16, PEFT adapters, and several processes started by `torchrun`, with their
+    layers split or not (`sharding.shard_layers`): G examples a step are the same G, and give the same gradient, however they
+    are shared out.
 
     Args:
         model: The model, with `requires_grad` set (`choose_trained`).
@@ -182,6 +184,9 @@ class RecurrentMemoryTrainer(ResumableTrainer):
             held_out(examples, self.args.seed, self.eval_segments, index)
             for index in range(rank, self.num_eval_examples, step)
         ]
+        if self.is_split:  # layers are gathered by all processes, so each reads as many, some for nothing
+            first = held_out(examples, self.args.seed, self.eval_segments, 0)
+            mine += [unlabelled(first)] * (-(-self.num_eval_examples // step) - len(mine))
         size = self.args.per_device_eval_batch_size
         sums = [0.0, 0.0, 0.0]
         for start in range(0, len(mine), size):
@@ -215,7 +220,9 @@ def _average_gradients(model: nn.Module) -> None:
 
     A step sends gradients back several times, which its reducer does not expect, so it is left out of it.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [
+        p for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)
+    ]  # FSDP has averaged those
     for parameter in trained:
         if parameter.grad is None:  # no part in this process's texts, perhaps in another's
             parameter.grad = torch.zeros_like(parameter)

@@ -21,6 +21,7 @@ from ..head_loss import head_loss
 from ..model import RecurrentMemoryModel
 from ..segments import Segment, break_at, num_folded, rest_of
 from ..state import MemoryState
+from .sharding import Lockstep, is_sharded, run_idly
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,22 @@ class Unrolling:
         self.has_loss: list[bool] = torch.stack(asking).tolist()
         self.num_labels = int((targets != IGNORE).sum())
         self.num_items = num_items_in_batch if num_items_in_batch is not None else max(self.num_labels, 1)
+        self.predicts, self.lockstep = self.has_loss, None
+        if is_sharded(model):
+            self.lockstep = Lockstep(self._passes())
+            self.num_segments = len(self.lockstep.passes)
+            self.predicts = [has_loss for _, _, has_loss in self.lockstep.own]
+            self.has_loss = [has_loss for _, _, has_loss in self.lockstep.passes]
+
+    def _passes(self) -> Tensor:
+        """`[N, 3]`: whether a segment is folded in some row, is looked at in some, and has a loss."""
+        index = torch.arange(self.num_segments, device=self.folds.device)
+        folds = (index[:, None] < self.folds).any(1)
+        has_loss = torch.tensor(self.has_loss, device=self.folds.device)
+        if self.reads_last:
+            return torch.stack([folds, has_loss, has_loss], 1)
+        asked = torch.stack([(self.targets[:, self._span(number)] != IGNORE).any(1) for number in index.tolist()])
+        return torch.stack([folds, (asked & (index[:, None] >= self.folds)).any(1), has_loss], 1)
 
     def _check_rows(self, labels: Tensor) -> Tensor:
         if labels.shape[:1] != self.folds.shape:
@@ -148,19 +165,35 @@ class Unrolling:
             with_head: Whether the loss is wanted. Where it is not, the head of a language model is not run; all else,
                 which may draw random numbers, is.
         """
+        cell = self._read(index, tensors, with_head)
+        return cell if self.lockstep is None else self._kept_up(index, tensors, cell, self.lockstep)
+
+    def _kept_up(self, index: int, before: dict[str, Tensor], cell: Cell, lockstep: Lockstep) -> Cell:
+        """The same, after the layers have run as often as in other processes, and will so backward."""
+        idle = [
+            run_idly(self.model, before, fold=fold)
+            for reason, fold in enumerate((True, False))
+            if lockstep.is_idle(index, reason)
+        ]
+        zero = torch.stack([*idle, *(tensor.sum() * 0.0 for tensor in cell.tensors.values())]).sum()
+        if self.has_loss[index]:
+            return replace(cell, loss=zero if cell.loss is None else cell.loss + zero)
+        return replace(cell, tensors={name: tensor + zero for name, tensor in cell.tensors.items()}) if idle else cell
+
+    def _read(self, index: int, tensors: dict[str, Tensor], with_head: bool) -> Cell:
         segment = self._segment(index)
         state = replace(self.start, tensors=tensors)
         if not self.reads_last:
             return self._predict(index, segment, state, with_head)
         folding = Segment(segment.input_ids, segment.lengths * (index < self.folds))
         after = self.model.write_segment(folding, state).tensors
-        return self._answer(index, segment, tensors, after) if self.has_loss[index] else Cell(after)
+        return self._answer(index, segment, tensors, after) if self.predicts[index] else Cell(after)
 
     def _predict(self, index: int, segment: Segment, state: MemoryState, with_head: bool) -> Cell:
         target = self.targets[:, self._span(index)][:, : segment.input_ids.shape[1]]
         needed = target != IGNORE
         hidden, after = read_segment(self.model, segment, index < self.folds, needed.any(1), state)
-        if not (with_head and self.has_loss[index]):
+        if not (with_head and self.predicts[index]):
             return Cell(after.tensors)
         target = target[needed]
         loss, is_right = head_loss(self.view, hidden[needed], target)
