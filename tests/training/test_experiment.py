@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from recurrent_memory import RecurrentMemoryModel
-from recurrent_memory.errors import RecipeError
+from recurrent_memory import MemoryConfig, RecurrentMemoryModel
+from recurrent_memory.errors import ConfigError, RecipeError
 from recurrent_memory.training import experiment as module
+from recurrent_memory.training.beginning import begin_with_model
 from recurrent_memory.training.curriculum import Stage
 from recurrent_memory.training.experiment import load_experiment, run_experiment
+from tiny_models import prose, save_tiny_model, tiny_tokenizer
 from training.copy_task import AnyLengthTask, S, copy_model
 
 VALUES: dict[str, Any] = {
@@ -57,6 +60,44 @@ def test_an_experiment_runs_and_its_model_loads(tmp_path: Path) -> None:
     assert list(loaded.config.peft) == ["lora"]
 
 
+def test_a_model_is_trained_further(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    save_tiny_model(tmp_path / "first", seed=3)
+    before = RecurrentMemoryModel.from_pretrained(tmp_path / "first")
+    (tmp_path / "noise.txt").write_text(prose(200))
+    task = {"name": "detect", "noise": str(tmp_path / "noise.txt")}
+    changes = {"backbone": None, "memory": {}, "lora": None, "trained": "memory", "task": task, "stages": [1]}
+    path = written(
+        tmp_path, model=str(tmp_path / "first"), target_accuracy=None, out=str(tmp_path / "second"), **changes
+    )
+    settings = {"use_cpu": True, "dataloader_pin_memory": False, "disable_tqdm": True, "report_to": "none"}
+    after, _ = run_experiment(load_experiment(path), **settings)
+    assert after.memory_config == before.memory_config
+    weights = before.state_dict()
+    changed = {name for name, weight in after.state_dict().items() if not torch.equal(weight, weights[name])}
+    assert changed == {"memory.initial_memory"}
+    assert AutoTokenizer.from_pretrained(tmp_path / "second").vocab_size
+
+
+def test_a_classifier_keeps_its_classes(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=2
+    )
+    config.update({"id2label": {0: "yes", 1: "no"}, "label2id": {"yes": 0, "no": 1}})
+    backbone = BertForSequenceClassification(config)
+    memory = MemoryConfig(num_memory_tokens=2, segment_length=S)
+    made = RecurrentMemoryModel.from_backbone(
+        backbone, memory, task="sequence-classification", cls_token_id=0, sep_token_id=1
+    )
+    made.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    beginning = begin_with_model(str(tmp_path), seed=0)
+    assert (beginning.family, beginning.classifies, beginning.segment_length) == ("encoder", True, S)
+    assert beginning.build(("yes", "no"), None).config.family == "encoder"
+    with pytest.raises(ConfigError, match="names the classes yes, no, the tasks have kitchen, garden"):
+        beginning.build(("kitchen", "garden"), None)
+
+
 def test_the_trainer_gets_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for installed in (True, False):
         monkeypatch.setattr(module, "is_tensorboard_available", lambda installed=installed: installed)
@@ -78,6 +119,9 @@ def test_the_trainer_gets_the_settings(tmp_path: Path, monkeypatch: pytest.Monke
         ({"stages": []}, "stages: .*at least 1 item"),
         ({"stages": [0]}, "stages.0.num_segments: Input should be greater than or equal to 1"),
         ({"optimizer": {"warmup": 100}}, "optimizer.warmup: Input should be less than 1"),
+        ({"model": "shipped"}, "either a backbone, to give a memory to, or a model, to train further"),
+        ({"backbone": None}, "either a backbone, to give a memory to, or a model, to train further"),
+        ({"backbone": None, "model": "shipped"}, "leave memory, backbone_task and num_labels out"),
         ({"nonsense": 1}, "nonsense: Extra inputs are not permitted"),
     ],
 )

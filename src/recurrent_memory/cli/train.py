@@ -45,10 +45,11 @@ def train(
     overrides = [*(settings or []), *([f"seed={seed}"] if seed is not None else [])]
     from ..training.settings import read_values
 
-    # A backbone that is described is made; one that is named is loaded, and given a memory. A model has its memory.
+    # A backbone that is described is made, and learns who is where; one that is named is given a memory, and learns a task
+    # or a text. A model may be trained further in both ways.
     values = read_values(recipe, "a recipe")
-    is_made = "model" in values or isinstance(values.get("backbone"), dict)
-    (_train_small if is_made else _train_experiment)(common, recipe, overrides, resume=resume, check=check)
+    is_experiment = isinstance(values.get("backbone"), str) or "task" in values or "text" in values
+    (_train_experiment if is_experiment else _train_small)(common, recipe, overrides, resume=resume, check=check)
 
 
 def _train_small(common: Common, path: str, overrides: list[str], *, resume: bool, check: bool) -> None:

@@ -12,15 +12,15 @@ from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
-from transformers import AutoConfig, AutoTokenizer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import set_seed
 
-from ..backbones.families import find_family
 from ..config import MemoryConfig
 from ..errors import ConfigError, RecipeError
 from ..model import RecurrentMemoryModel
 from ..tasks.registry import load_task
+from .beginning import Beginning, begin_with_backbone, begin_with_model
 from .bptt import Backpropagation, Kind
 from .curriculum import Curriculum, Stage, StageResult, train_curriculum
 from .examples import SegmentedExamples
@@ -135,10 +135,12 @@ class Experiment(Strict):
         expected: The result to expect, in words.
         time: How long it takes, on what.
         cost: What that costs, in words.
-        backbone: A hub id or a folder.
+        backbone: A hub id or a folder of what is given a memory.
+        model: In its place, a model that has a memory already and is trained further: a hub id, a folder, or "shipped" for
+            the one in the package.
         backbone_task: The head, as for `RecurrentMemoryModel.from_backbone`; None: the family's own.
         num_labels: Classes of a classification head; None: the answers of the task.
-        memory: The settings of `MemoryConfig`.
+        memory: The settings of `MemoryConfig`; of a backbone only.
         task: What is learned: the answers of a task. Neither `task` nor `text`: whoever runs it brings examples.
         text: What is learned: the next token of texts. A stage's best checkpoint is then the one with the lowest held-out
             loss; for tasks it is the one with the highest held-out accuracy.
@@ -165,10 +167,11 @@ class Experiment(Strict):
     expected: str
     time: str
     cost: str
-    backbone: str
+    backbone: str | None = None
+    model: str | None = None
     backbone_task: str | None = None
     num_labels: int | None = Field(None, ge=1)
-    memory: dict[str, Any]
+    memory: dict[str, Any] = Field(default_factory=dict[str, Any])
     task: TaskRecipe | None = None
     text: TextRecipe | None = None
     trained: Trained = "all"
@@ -200,6 +203,16 @@ class Experiment(Strict):
         if not isinstance(value, list | tuple):
             return value
         return [{"num_segments": stage} if isinstance(stage, int) else stage for stage in value]  # pyright: ignore[reportUnknownVariableType]
+
+    @model_validator(mode="after")
+    def _has_one_beginning(self) -> Self:
+        if (self.backbone is None) == (self.model is None):
+            raise ConfigError("an experiment has either a backbone, to give a memory to, or a model, to train further")
+        if self.model is not None and (self.memory or self.backbone_task or self.num_labels):
+            raise ConfigError("a model has its memory and its head; leave memory, backbone_task and num_labels out")
+        if self.model is not None and self.lora is not None and self.lora.bits is not None:
+            raise ConfigError("lora.bits is of a backbone that is loaded; leave it out with a model")
+        return self
 
     @model_validator(mode="after")
     def _lora_is_asked_for(self) -> Self:
@@ -269,7 +282,28 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     return load_settings(path, Experiment, "an experiment", overrides)
 
 
-def make_examples(experiment: Experiment, tokenizer: Any) -> TaskExamples:
+def begin(experiment: Experiment) -> Beginning:
+    """What an experiment begins with.
+
+    Raises:
+        BackboneError, OSError: if it cannot be found.
+    """
+    if experiment.model is not None:
+        return begin_with_model(experiment.model, experiment.seed)
+    assert experiment.backbone is not None
+    # Many are stored in half precision, which small steps get lost in.
+    loading: dict[str, Any] = {"dtype": torch.float32}
+    if experiment.lora is not None and experiment.lora.bits == 4:
+        from transformers import BitsAndBytesConfig
+
+        compute = torch.float32 if experiment.precision == "float32" else torch.bfloat16
+        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+        loading = {"quantization_config": quantization}
+    memory = MemoryConfig.from_dict(experiment.memory)
+    return begin_with_backbone(experiment.backbone, memory, experiment.backbone_task, loading)
+
+
+def make_examples(experiment: Experiment, beginning: Beginning) -> TaskExamples:
     """The examples of an experiment's task.
 
     Raises:
@@ -283,23 +317,21 @@ def make_examples(experiment: Experiment, tokenizer: Any) -> TaskExamples:
             "task: is missing; say what is learned, such as task: {name: detect, noise: [FOLDER]}, or "
             "text: {train: [FOLDER], valid: [FOLDER]}"
         )
-    config = AutoConfig.from_pretrained(experiment.backbone)
-    family, head = find_family(config).name, experiment.backbone_task
-    form = "class" if head == "sequence-classification" else "target" if family == "seq2seq" else "text"
-    if family == "encoder" and form != "class":
+    form = "class" if beginning.classifies else "target" if beginning.family == "seq2seq" else "text"
+    if beginning.family == "encoder" and form != "class":
         raise RecipeError("backbone_task: an encoder learns a task with backbone_task: sequence-classification")
     return TaskExamples(
         tuple(load_task(name, **task.options) for name in task.name),
         load_noise(task.noise, task.noise_chars, experiment.seed),
-        tokenizer,
-        MemoryConfig.from_dict(experiment.memory).segment_length,
+        beginning.tokenizer(),
+        beginning.segment_length,
         form,
         task.partial,
         task.boundary,
     )
 
 
-def make_text_examples(experiment: Experiment, tokenizer: Any) -> tuple[TextExamples, TextExamples]:
+def make_text_examples(experiment: Experiment, beginning: Beginning) -> tuple[TextExamples, TextExamples]:
     """The examples of an experiment's text: to train on, and held out.
 
     Raises:
@@ -308,12 +340,11 @@ def make_text_examples(experiment: Experiment, tokenizer: Any) -> tuple[TextExam
     """
     if experiment.text is None:
         raise RecipeError("text: is missing; say what is learned, such as text: {train: [FOLDER], valid: [FOLDER]}")
-    family = find_family(AutoConfig.from_pretrained(experiment.backbone)).name
-    if family != "decoder":
+    if beginning.family != "decoder":
         raise RecipeError(
-            f"text: a model of the family {family!r} does not continue a text; take a decoder as backbone"
+            f"text: a model of the family {beginning.family!r} does not continue a text; take a decoder as backbone"
         )
-    return experiment.text.examples(tokenizer, MemoryConfig.from_dict(experiment.memory).segment_length)
+    return experiment.text.examples(beginning.tokenizer(), beginning.segment_length)
 
 
 def run_experiment(
@@ -338,35 +369,17 @@ def run_experiment(
         RecipeError: if there is a training already and `resume` is not set, or the loss stops being a number.
     """
     set_seed(experiment.seed)
-    tokenizer, num_labels = None, experiment.num_labels
+    beginning, tokenizer = begin(experiment), None
     eval_examples: SegmentedExamples | None = None
     if examples is None:
-        tokenizer = AutoTokenizer.from_pretrained(experiment.backbone)
+        tokenizer = beginning.tokenizer()
         if experiment.text is not None:
-            examples, eval_examples = make_text_examples(experiment, tokenizer)
+            examples, eval_examples = make_text_examples(experiment, beginning)
         else:
-            examples = make_examples(experiment, tokenizer)
+            examples = make_examples(experiment, beginning)
     classes = examples.classes if isinstance(examples, TaskExamples) else ()
-    loading: dict[str, Any] = {
-        "dtype": torch.float32
-    }  # many are stored in half precision, which small steps get lost in
+    model = beginning.build(classes, experiment.num_labels)
     lora = experiment.lora
-    if lora is not None and lora.bits == 4:
-        from transformers import BitsAndBytesConfig
-
-        compute = torch.float32 if experiment.precision == "float32" else torch.bfloat16
-        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
-        loading = {"quantization_config": quantization}
-    model = RecurrentMemoryModel.from_backbone(
-        experiment.backbone,
-        MemoryConfig.from_dict(experiment.memory),
-        task=experiment.backbone_task,
-        num_labels=num_labels if num_labels is not None or not classes else len(classes),
-        **loading,
-    )
-    if classes:  # what an answer is called, so that the model can be asked in words
-        names = dict(enumerate(classes))
-        model.backbone.config.update({"id2label": names, "label2id": {name: number for number, name in names.items()}})
     choose_trained(model, experiment.trained, lora.build() if lora is not None else None)
     args = experiment.arguments(**changes)
     if experiment.fsdp:
