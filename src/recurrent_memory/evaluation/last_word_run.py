@@ -18,12 +18,11 @@ from ..errors import ConfigError, InputError
 from ..inference.documents import Documents
 from ..inference.peak_memory import peak_rss_mb
 from .folder import RESULTS, ROWS, TABLE, open_folder
-from .intervals import wilson
+from .intervals import bootstrap, wilson
 from .last_word import Passage, WordReader, split_passage
 from .tables import write_csv, write_json
 
 GROUP = 128
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +223,8 @@ def _gain(
         for group, name in ((rows, kind), (others, other_kind))
     )
     difference = mine - theirs
-    rng, means = np.random.default_rng(seed), []
-    for _ in range(0, RESAMPLES, 100):
-        drawn = rng.integers(len(difference), size=(100, len(difference)))
-        means.append(difference[drawn].mean(1))
-    (low_a, low_n), (high_a, high_n) = np.quantile(np.concatenate(means), [0.025, 0.975], axis=0).tolist()
+    ones = np.ones(len(difference), dtype=np.int64)
+    (low_a, low_n), (high_a, high_n) = (end.tolist() for end in bootstrap(difference, ones, seed=seed))
     accuracy, nats = difference.mean(0).tolist()
     return Gain(kind, f"{other_kind}{suffix}", accuracy, low_a, high_a, nats, low_n, high_n)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
 from .folder import RESULTS
+from .intervals import bootstrap
 from .perplexity_store import read_tokens
 
 TOKENS_PER_BLOCK = 4096
@@ -99,7 +100,10 @@ def compare(
         raise InputError(f"{folder_b}: has another number of losses than {folder_a}; one of them is damaged")
     total = int(counts.sum())
     difference = float((b - a).sum() / total)
-    low, high = _interval(b - a, counts, seed, resamples) if len(counts) > 1 else (None, None)
+    low = high = None
+    if len(counts) > 1:
+        ends = bootstrap((b - a)[:, None], counts, seed=seed, resamples=resamples)
+        low, high = (float(end[0]) for end in ends)
     return Comparison(
         scored_tokens=total,
         blocks=len(counts),
@@ -114,19 +118,6 @@ def compare(
         resamples=resamples,
         seed=seed,
     )
-
-
-def _interval(
-    differences: NDArray[np.float64], counts: NDArray[np.int64], seed: int, resamples: int
-) -> tuple[float, float]:
-    rng, num_blocks = np.random.default_rng(seed), len(counts)
-    at_a_time = max(1, 2**20 // num_blocks)
-    means: list[NDArray[np.float64]] = []
-    for first in range(0, resamples, at_a_time):
-        drawn = rng.integers(num_blocks, size=(min(at_a_time, resamples - first), num_blocks))
-        means.append(differences[drawn].sum(1) / counts[drawn].sum(1))
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _block_sums(folder: str | Path, tokens_per_block: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
