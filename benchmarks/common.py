@@ -5,10 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +16,9 @@ from typing import Any
 
 import psutil
 import torch
-import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
+from recurrent_memory.evaluation.provenance import machine
 from recurrent_memory.inference.peak_memory import peak_rss_mb
 
 SEED = 20261121
@@ -269,34 +266,14 @@ def measure(
 
 def provenance(setting: Setting, peak: Peak) -> dict[str, Any]:
     """What is needed to make the figures again."""
-    commit = ["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain"]
-    head, changes = (subprocess.run(c, capture_output=True, text=True, check=False).stdout.strip() for c in commit)
     device = setting.device
     return {
         "command": " ".join(["python", "-m", "benchmarks", *sys.argv[1:]]),
-        "commit": head,
-        "has_uncommitted_changes": bool(changes),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        **machine(),
         "seed": setting.seed,
         "setting": vars(setting),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "processor": _processor(),
         "accelerator": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
-        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "matmul_gflops_per_s": round(peak.flops_per_s / 1e9, 1),
         "read_gb_per_s": round(peak.bytes_per_s / 1e9, 2),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

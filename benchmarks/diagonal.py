@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from typing import Any
@@ -24,6 +22,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from recurrent_memory import MemoryConfig, MemoryState, RecurrentMemoryModel
+from recurrent_memory.evaluation.provenance import machine
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 
@@ -98,14 +97,10 @@ def compare(model: RecurrentMemoryModel, batch: int, segments: int, rounds: int)
 
 def provenance(device: str) -> dict[str, Any]:
     """What is needed to make the figures again."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "command": " ".join(["python", "-m", "benchmarks.diagonal", *sys.argv[1:]]),
-        "commit": commit,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **machine(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
-        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
 

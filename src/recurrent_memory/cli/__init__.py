@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "recurrent_memory.cli.eval:evaluate",
         "Accuracy against the length of the text, or perplexity with history.",
     ),
+    "study": ("recurrent_memory.cli.study:study", "Train and evaluate every row of a table of experiments."),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,12 @@ class Comparison:
         return asdict(self)
 
 
+Folders = str | Path | Sequence[str | Path]
+
+
 def compare(
-    folder_a: str | Path,
-    folder_b: str | Path,
+    folder_a: Folders,
+    folder_b: Folders,
     *,
     seed: int = 0,
     resamples: int = 10_000,
@@ -72,8 +75,8 @@ def compare(
     """Compare two finished evaluations.
 
     Args:
-        folder_a: One, such as that without memory.
-        folder_b: The other.
+        folder_a: One, such as that without memory; several, such as those of some seeds: their mean loss at each token.
+        folder_b: The other, or the others.
         seed: Of the bootstrap.
         resamples: How often blocks are drawn.
         tokens_per_block: Scored tokens in a block.
@@ -89,15 +92,18 @@ def compare(
     for name, value in (("resamples", resamples), ("tokens_per_block", tokens_per_block)):
         if value < 1:
             raise ConfigError(f"{name}={value} must be at least 1")
-    sets = [scored_sha256(folder) for folder in (folder_a, folder_b)]
-    if sets[0] != sets[1]:
-        raise InputError(
-            f"{folder_a} and {folder_b} did not score the same tokens ({sets[0][:12]}… and {sets[1][:12]}…); evaluate both on "
-            "the same text with the same tokenizer, --max-tokens, --limit-documents and --bos"
-        )
-    (a, counts), (b, other) = (_block_sums(folder, tokens_per_block) for folder in (folder_a, folder_b))
-    if not np.array_equal(counts, other):
-        raise InputError(f"{folder_b}: has another number of losses than {folder_a}; one of them is damaged")
+    sides = [[folder] if isinstance(folder, str | Path) else list(folder) for folder in (folder_a, folder_b)]
+    if not all(sides):
+        raise ConfigError("there is nothing to compare with; give at least one evaluation for each side")
+    first = sides[0][0]
+    first_set = scored_sha256(first)
+    for folder in (folder for side in sides for folder in side):
+        if (its_set := scored_sha256(folder)) != first_set:
+            raise InputError(
+                f"{first} and {folder} did not score the same tokens ({first_set[:12]}… and {its_set[:12]}…); evaluate both on "
+                "the same text with the same tokenizer, --max-tokens, --limit-documents and --bos"
+            )
+    (a, counts), (b, _) = (_mean_sums(side, first, tokens_per_block) for side in sides)
     total = int(counts.sum())
     difference = float((b - a).sum() / total)
     low = high = None
@@ -118,6 +124,20 @@ def compare(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _mean_sums(
+    folders: Sequence[str | Path], first: str | Path, tokens_per_block: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The same of several evaluations, their mean."""
+    expected = _block_sums(first, tokens_per_block)[1]
+    sums: list[NDArray[np.float64]] = []
+    for folder in folders:
+        its_sums, counts = _block_sums(folder, tokens_per_block)
+        if not np.array_equal(counts, expected):
+            raise InputError(f"{folder}: has another number of losses than {first}; one of them is damaged")
+        sums.append(its_sums)
+    return np.mean(sums, 0), expected
 
 
 def _block_sums(folder: str | Path, tokens_per_block: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -71,7 +71,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
     target: Any = values
     try:
         for parent in parents:
-            target = target[int(parent)] if isinstance(target, list) else target[parent]
+            target = target[int(parent)] if isinstance(target, list) else _part(target, parent)
         target[int(last) if isinstance(target, list) else last] = yaml.safe_load(text)
     except (KeyError, IndexError, ValueError, TypeError, yaml.YAMLError) as error:
         raise RecipeError(f"{override!r}: the recipe has no such setting, or the value is not valid") from error
+
+
+def _part(values: dict[str, Any], name: str) -> Any:
+    """A part of the settings; one that is left out is begun. That there is such a one is looked at when all is valid."""
+    if values.get(name) is None:
+        values[name] = {}
+    return values[name]

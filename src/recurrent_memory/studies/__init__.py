@@ -1,0 +1,1 @@
+"""Tables of experiments: many trainings and evaluations that differ in what is studied, by one command."""

@@ -1,0 +1,161 @@
+"""A study's table as files: CSV, JSON, Markdown and a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.provenance import machine
+from ..evaluation.tables import write_csv, write_json
+from ..files import atomic_write
+from .definition import Study
+from .plan import Unit
+from .run import STUDY
+from .table import ALL_SEEDS, Cell, StudyTable
+
+TABLE, SUMMARY, MARKDOWN, PLOT = "table.csv", "results.json", "table.md", "plot.png"
+
+
+@dataclass(frozen=True, slots=True)
+class _GainLine:
+    of: str
+    against: str
+    difference: float
+    low: float | None
+    high: float | None
+    ratio: float
+    ratio_low: float | None
+    ratio_high: float | None
+    scored_tokens: int
+
+
+def write_study(study: Study, units: Sequence[Unit], table: StudyTable, out: str | Path, command: str) -> str:
+    """Write the files of a finished study; gives the Markdown.
+
+    Args:
+        study: The study.
+        units: What was run.
+        table: What was found.
+        out: The folder.
+        command: What makes it again.
+
+    Raises:
+        OutputError: if something cannot be written.
+    """
+    folder = Path(out)
+    begun = json.loads((folder / STUDY).read_text(encoding="utf-8"))["begun"]
+    values = {"name": study.name, "command": command, "begun": begun, "ended": machine(), "seeds": list(study.seeds)}
+    values["commands"] = [" ".join(["rmt", *arguments]) for arguments in _commands(units)]
+    write_json({**values, **table.to_dict()}, folder / SUMMARY)
+    write_csv(Cell, table.cells, folder / TABLE)
+    if table.gains:
+        lines = [_GainLine(gain.of, gain.against, **_shared(asdict(gain.comparison))) for gain in table.gains]
+        write_csv(_GainLine, lines, folder / "gains.csv")
+    text = markdown(study, table)
+    with atomic_write(folder / MARKDOWN) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    draw(study, table, folder / PLOT)
+    return text
+
+
+def _commands(units: Sequence[Unit]) -> list[tuple[str, ...]]:
+    return [arguments for unit in units for arguments in (unit.training, unit.evaluation) if arguments is not None]
+
+
+def _shared(comparison: dict[str, Any]) -> dict[str, Any]:
+    names = ("difference", "low", "high", "ratio", "ratio_low", "ratio_high", "scored_tokens")
+    return {name: comparison[name] for name in names}
+
+
+def shown(table: StudyTable) -> list[Cell]:
+    """One figure for each row and place: of all seeds together, where there are several."""
+    several = {cell.row for cell in table.cells if cell.seed == ALL_SEEDS}
+    return [cell for cell in table.cells if (cell.seed == ALL_SEEDS) == (cell.row in several)]
+
+
+def markdown(study: Study, table: StudyTable) -> str:
+    """The table for a person: a line for each row, a column for each figure, its interval (or range of seeds) beside it."""
+    cells = shown(table)
+    columns = list(dict.fromkeys((cell.metric, cell.at) for cell in cells))
+    head = ["", *(f"{metric}{f' at {at}' if at else ''}" for metric, at in columns), "training", "evaluation"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for row, cost in zip(study.rows, table.costs, strict=True):
+        mine = {(cell.metric, cell.at): cell for cell in cells if cell.row == row.name}
+        figures = [_figure(mine[column]) if column in mine else "" for column in columns]
+        training = "—" if cost.training_s is None else _duration(cost.training_s)
+        lines.append(_line([row.name, *figures, training, _duration(cost.evaluation_s)]))
+    for gain in table.gains:
+        c = gain.comparison
+        interval = "" if c.low is None or c.high is None else f" ({c.low:+.4f} to {c.high:+.4f})"
+        lines += [
+            "",
+            f"{gain.of} against {gain.against}: {c.difference:+.4f} nats a token{interval}, {c.ratio:.4f} times the perplexity, "
+            f"{c.scored_tokens:,} tokens.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(values: Sequence[str]) -> str:
+    return f"| {' | '.join(values)} |"
+
+
+def _figure(cell: Cell) -> str:
+    digits = 2 if cell.metric == "perplexity" else 3
+    if cell.low is None or cell.high is None:
+        return f"{cell.value:.{digits}f}"
+    return f"{cell.value:.{digits}f} ({cell.low:.{digits}f}–{cell.high:.{digits}f})"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def draw(study: Study, table: StudyTable, path: str | Path) -> None:
+    """Accuracy against length, a curve for each row; or perplexities, a point for each.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    cells = [cell for cell in shown(table) if cell.metric != "accuracy, memory reset"]
+    is_curve = all(cell.at.isdigit() for cell in cells)
+    height = 4.0 if is_curve else 1.0 + 0.4 * len(cells)
+    figure, axis = plt.subplots(figsize=(7, height), layout="constrained")
+    if is_curve:
+        for row in study.rows:
+            mine = sorted((cell for cell in cells if cell.row == row.name), key=lambda cell: int(cell.at))
+            axis.errorbar(
+                [int(cell.at) for cell in mine],
+                [cell.value for cell in mine],
+                yerr=_errors(mine),
+                label=row.name,
+                marker="o",
+                markersize=4,
+                capsize=2,
+            )
+        axis.set(xscale="log", xlabel="tokens of the text", ylabel="accuracy", ylim=(-0.03, 1.03))
+        axis.legend(frameon=False, fontsize=8)
+    else:
+        names = [f"{cell.row}{f', {cell.at}' if cell.at else ''}" for cell in cells]
+        places = range(len(cells))[::-1]
+        axis.errorbar([cell.value for cell in cells], places, xerr=_errors(cells), fmt="o", capsize=3)
+        axis.set_yticks(list(places), names, fontsize=8)
+        axis.set(xlabel=cells[0].metric)
+    axis.set_title(study.name, fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    plt.close(figure)
+
+
+def _errors(cells: Sequence[Cell]) -> list[list[float]]:
+    below = [cell.value - cell.low if cell.low is not None else 0.0 for cell in cells]
+    above = [cell.high - cell.value if cell.high is not None else 0.0 for cell in cells]
+    return [[max(0.0, value) for value in side] for side in (below, above)]

@@ -1,0 +1,146 @@
+"""Runs a study: every training, then every evaluation, several at a time; what is done is kept.
+
+Each is a process of its own, with a log of its own, so that none takes memory from the next, and each goes on by itself where
+it was interrupted (`--resume`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, OutputError, RecipeError
+from ..evaluation.provenance import machine
+from ..evaluation.tables import write_json
+from .definition import Study
+from .plan import EVALUATIONS, MODELS, RECORDS, Unit, plan
+
+STUDY = "study.json"
+Tell = Callable[[str, int, int], None]
+
+
+def run_study(
+    study: Study, out: str | Path, *, jobs: int = 1, common: Sequence[str] = (), resume: bool = False, tell: Tell
+) -> list[Unit]:
+    """Train and evaluate what a study describes.
+
+    Args:
+        study: The study.
+        out: The folder: `study.json`, `models/`, `evaluations/`, and `records/` with a log and a record of each process.
+        jobs: Processes at a time.
+        common: Arguments of every command, such as `--threads 1`.
+        resume: Whether to go on with what is in the folder.
+        tell: Called with the name of what has ended, how many have, and all.
+
+    Raises:
+        OutputError: if the folder holds a study already and `resume` is not set, or cannot be written.
+        InputError: if it is another one.
+        RecipeError: if a training or an evaluation fails.
+    """
+    folder = Path(out)
+    _open(folder, study, resume=resume)
+    units = plan(study, folder, common)
+    runner = _Runner(jobs, 2 * len(units), tell)
+    runner.run([(unit, "train", unit.training) for unit in units])
+    runner.run([(unit, "eval", unit.evaluation) for unit in units])
+    return units
+
+
+def _open(folder: Path, study: Study, *, resume: bool) -> None:
+    path = folder / STUDY
+    described: dict[str, Any] = json.loads(json.dumps(study.model_dump()))
+    words = ("expected", "time", "cost")
+    if path.is_file():
+        if not resume:
+            raise OutputError(f"{folder}: holds a study already; go on with --resume, or give another --out")
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))["study"]
+            other = sorted(k for k in described.keys() | before.keys() if described.get(k) != before.get(k))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{path}: is damaged ({error!r}); give another --out") from error
+        if other := [name for name in other if name not in words]:
+            raise InputError(f"{folder}: holds a study with another {', '.join(other)}; give another --out")
+        return
+    try:
+        for name in (MODELS, EVALUATIONS, RECORDS):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); give another --out") from error
+    write_json({"study": described, "begun": machine()}, path)
+
+
+class _Runner:
+    """Runs processes, some at a time, and stops them all when one fails or somebody interrupts."""
+
+    def __init__(self, jobs: int, total: int, tell: Tell) -> None:
+        self.jobs, self.total, self.tell = jobs, total, tell
+        self.done = 0
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.lock, self.stopped = threading.Lock(), False
+
+    def run(self, tasks: Sequence[tuple[Unit, str, tuple[str, ...] | None]]) -> None:
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = {pool.submit(self._one, *task): f"{task[0].name} {task[1]}" for task in tasks}
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    self.done += 1
+                    self.tell(futures[future], self.done, self.total)
+            except BaseException:
+                self._stop()
+                raise
+
+    def _stop(self) -> None:
+        with self.lock:
+            self.stopped = True
+            for process in self.running:
+                process.terminate()
+
+    def _one(self, unit: Unit, kind: str, arguments: tuple[str, ...] | None) -> None:
+        path = unit.record(kind)
+        if arguments is None or path.is_file():
+            return
+        log = path.with_suffix(".log")
+        started = time.monotonic()
+        with log.open("ab") as stream:
+            with self.lock:
+                if self.stopped:
+                    return
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "recurrent_memory", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                )
+                self.running.add(process)
+            status = process.wait()
+            with self.lock:
+                self.running.discard(process)
+        if self.stopped:
+            return
+        if status:
+            raise RecipeError(
+                f"{unit.row}, seed {unit.seed}: `rmt {arguments[0]}` failed: {_last_line(log)} (log: {log}); "
+                "what is done is kept: mend it, and go on with --resume"
+            )
+        record = {
+            "command": " ".join(["rmt", *arguments]),
+            "elapsed_s": round(time.monotonic() - started, 1),
+            "jobs": self.jobs,
+            **machine(),
+        }
+        write_json(record, path)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("rmt: ") if lines else "it said nothing"

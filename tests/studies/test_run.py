@@ -1,0 +1,132 @@
+"""A study from its file to its table, with real processes; what fails, and going on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recurrent_memory.errors import InputError, OutputError, RecipeError
+from recurrent_memory.evaluation.intervals import wilson
+from recurrent_memory.studies.definition import Study
+from recurrent_memory.studies.plan import plan
+from recurrent_memory.studies.report import write_study
+from recurrent_memory.studies.run import run_study
+from recurrent_memory.studies.table import tabulate
+from tiny_models import prose, tiny_backbone, tiny_tokenizer
+
+DESCRIBED = {"expected": "-", "time": "-", "cost": "-"}
+
+
+def quiet(_name: str, _done: int, _total: int) -> None:
+    pass
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    tiny_backbone().save_pretrained(tmp_path / "backbone")
+    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    (tmp_path / "train.txt").write_text(prose(60, 1))
+    (tmp_path / "test.txt").write_text(prose(40, 2))
+    recipe = {
+        "name": "tiny", **DESCRIBED, "backbone": str(tmp_path / "backbone"), "trained": "all",
+        "memory": {"num_memory_tokens": 2, "segment_length": 16}, "stages": [2], "max_steps": 2, "batch": {"size": 2},
+        "num_eval_examples": 2, "out": "unused",
+        "text": {"train": str(tmp_path / "train.txt"), "valid": str(tmp_path / "train.txt")},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    values = {
+        "name": "tiny study", **DESCRIBED, "recipe": str(tmp_path / "recipe.yaml"), "seeds": [0, 1],
+        "eval": {"task": "lm", "text": str(tmp_path / "test.txt"), "max_tokens": 300},
+        "rows": [
+            {"name": "as it is", "model": str(tmp_path / "backbone"), "eval": {"window": 16}},
+            {"name": "memory", "set": {"optimizer.learning_rate": 0.01}},
+            {"name": "memory reset", "like": "memory", "eval": {"reset": True}},
+        ],
+        "compare": [["memory reset", "memory"]],
+    }  # fmt: skip
+    return Study.model_validate(values)
+
+
+@pytest.mark.slow
+def test_from_study_to_table(study: Study, tmp_path: Path) -> None:
+    out, told = tmp_path / "out", list[str]()
+    units = run_study(study, out, jobs=2, common=("--threads", "1"), tell=lambda name, _done, _total: told.append(name))
+    assert len(told) == 2 * len(units) == 10
+    table = tabulate(study, units)
+    perplexity = {(cell.row, cell.seed): cell.value for cell in table.cells}
+    assert len({round(value, 6) for key, value in perplexity.items() if key[1] != "all"}) == 5, "all differ"
+    one, other = perplexity["memory", "0"], perplexity["memory", "1"]
+    assert perplexity["memory", "all"] == pytest.approx(math.sqrt(one * other))
+    (gain,) = table.gains
+    ratio = perplexity["memory", "all"] / perplexity["memory reset", "all"]
+    assert gain.comparison.ratio == pytest.approx(ratio, rel=1e-4)  # losses are kept as float32
+    text = write_study(study, units, table, out, "rmt study study.yaml")
+    assert f"memory | {perplexity['memory', 'all']:.2f} (" in text
+    assert "memory against memory reset: " in text
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["commands"]) == 7
+    assert results["ended"]["versions"]["torch"]
+    assert len(list(csv.DictReader((out / "table.csv").read_text().splitlines()))) == len(table.cells) == 7
+    assert (out / "plot.png").stat().st_size > 1000
+    assert all(cost.evaluation_s > 0 for cost in table.costs)
+    assert [cost.training_s is None for cost in table.costs] == [True, False, False]
+
+    with pytest.raises(OutputError, match="holds a study already; go on with --resume"):
+        run_study(study, out, tell=quiet)
+    other_study = study.model_copy(update={"seeds": (0, 2)})
+    with pytest.raises(InputError, match="holds a study with another seeds"):
+        run_study(other_study, out, resume=True, tell=quiet)
+    (out / "records" / "memory-reset-seed-0-eval.json").unlink()
+    before = (out / "records" / "memory-reset-seed-1-eval.json").stat().st_mtime_ns
+    again = run_study(study, out, resume=True, common=("--threads", "1"), tell=quiet)
+    assert tabulate(study, again).cells == table.cells
+    assert (out / "records" / "memory-reset-seed-1-eval.json").stat().st_mtime_ns == before, "not run again"
+
+
+@pytest.mark.slow
+def test_what_fails_is_named(study: Study, tmp_path: Path) -> None:
+    rows = (study.rows[0].model_copy(update={"model": str(tmp_path / "nowhere")}),)
+    broken = study.model_copy(update={"rows": rows, "compare": ()})
+    with pytest.raises(RecipeError, match=r"as it is, seed 0: `rmt eval` failed: .*nowhere.* \(log: .*eval\.log\)"):
+        run_study(broken, tmp_path / "out", tell=quiet)
+
+
+def accuracies(right: int, length: int) -> dict[str, Any]:
+    line = {"by": "length", "length": length, "n": 50, "accuracy": right / 50, "reset_accuracy": 0.1}
+    ends = dict(zip(("low", "high", "reset_low", "reset_high"), (*wilson(right, 50), *wilson(5, 50)), strict=True))
+    return {**line, **ends}
+
+
+def test_accuracies_of_seeds_are_pooled(tmp_path: Path) -> None:
+    rows = [{"name": "many tokens"}, {"name": "few"}]
+    study = Study.model_validate({"name": "s", **DESCRIBED, "recipe": "r.yaml", "seeds": [0, 1], "rows": rows})
+    units = plan(study, tmp_path)
+    for number, unit in enumerate(units):
+        unit.out.mkdir(parents=True)
+        unit.records.mkdir(exist_ok=True)
+        lines = [accuracies(40 + number, 64), accuracies(20 + number, 128), {"by": "facts"}]
+        (unit.out / "results.json").write_text(json.dumps({"task": "detect", "lines": lines}))
+        for kind in ("train", "eval"):
+            unit.record(kind).write_text(json.dumps({"elapsed_s": 100.0 * (number + 1)}))
+    table = tabulate(study, units)
+    pooled = {(c.row, c.metric, c.at): c for c in table.cells if c.seed == "all"}
+    cell = pooled["few", "accuracy", "128"]
+    assert (cell.n, cell.value, cell.low, cell.high) == (100, 0.45, *wilson(45, 100))
+    assert pooled["few", "accuracy, memory reset", "64"].value == pytest.approx(0.1)
+    assert [(cost.row, cost.training_s) for cost in table.costs] == [("many tokens", 150.0), ("few", 350.0)]
+    (tmp_path / "study.json").write_text(json.dumps({"begun": {}}))
+    text = write_study(study, units, table, tmp_path, "-")
+    assert text.splitlines()[0] == (
+        "|  | accuracy at 64 | accuracy, memory reset at 64 | accuracy at 128 | accuracy, memory reset at 128 | training "
+        "| evaluation |"
+    )
+    assert text.splitlines()[3].startswith("| few | 0.850 (0.767–0.907) | 0.100")
+    (units[0].out / "results.json").unlink()
+    with pytest.raises(InputError, match="results.json: cannot be read"):
+        tabulate(study, units)
