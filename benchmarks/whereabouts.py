@@ -163,6 +163,10 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [job for job in jobs(arguments.jobs.split(",")) if job.length <= arguments.max_tokens]
     if arguments.only:
+        if unknown := set(arguments.only.split(",")) - {job.name for job in wanted}:
+            parser.error(
+                f"--only: there is no job {', '.join(sorted(unknown))}; there are {', '.join(j.name for j in wanted)}"
+            )
         wanted = [job for job in wanted if job.name in arguments.only.split(",")]
     missing = [job for job in wanted if not (folder / f"{job.name}.jsonl").exists()]
     longest = max((job.length for job in missing), default=0)

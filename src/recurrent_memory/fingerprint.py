@@ -34,10 +34,11 @@ def hash_weights(model: RecurrentMemoryModel, weights: dict[str, Tensor] | None 
     digest = hashlib.sha256(repr(sorted(model.memory_config.to_dict().items())).encode())
     digest.update(f"{model.config.family} {model.config.backbone_class}".encode())
     for name, tensor in sorted((model.state_dict(keep_vars=True) if weights is None else weights).items()):
+        whole: Tensor = tensor
         if hasattr(tensor, "full_tensor"):  # split over processes (FSDP): all of them ask
-            tensor = cast(Any, tensor).full_tensor()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            whole = cast(Any, tensor).full_tensor()
+        digest.update(f"{name} {tuple(whole.shape)} {whole.dtype}".encode())
+        digest.update(cast(Any, whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
     return digest.hexdigest()[:LENGTH]
 
 

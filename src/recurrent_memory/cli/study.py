@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
-from .common import Common, Debug, Device, Json, Threads
+from .common import Common, Debug, Device, Dtype, Json, Seed, Threads
 
 
 def study(
@@ -25,17 +25,19 @@ def study(
     check: Annotated[bool, typer.Option("--check", help="Only show the commands that would be run.")] = False,
     as_json: Json = False,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     threads: Threads = None,
+    seed: Seed = None,
     debug: Debug = False,
 ) -> None:
     """Train and evaluate every row of a table, with every seed, and make the table.
 
-    FOLDER gets the models, the evaluations, a log and a record of every process, and the table (table.md, table.csv,
+    With --seed every row is trained once, with that seed. FOLDER gets the models, the evaluations, a log and a record of every process, and the table (table.md, table.csv,
     results.json, plot.png). After an interruption the same command with --resume goes on.
 
     Example: rmt study studies/lm-segments.yaml novels=my/books --out results/segments --jobs 2
     """
-    common = Common(as_json, device, threads=threads, debug=debug)
+    common = Common(as_json, device, dtype, threads, seed, debug)
     if jobs < 1:
         raise ConfigError(f"--jobs {jobs}: must be at least 1")
     if out is None:
@@ -46,8 +48,12 @@ def study(
     from ..studies.plan import plan
 
     described = load_study(path, given or [])
+    if seed is not None:
+        described = described.model_copy(update={"seeds": (seed,)})
     each = threads if threads is not None else max(1, (os.cpu_count() or 1) // jobs)
-    shared = ["--threads", str(each), *([] if device == "auto" else ["--device", device])]
+    shared = ["--threads", str(each)]
+    for option, value in (("--device", device), ("--dtype", dtype)):
+        shared += [] if value == "auto" else [option, value]
     if check:
         units = plan(described, Path(out), shared)
         commands = [["rmt", *command] for unit in units for command in (unit.training, unit.evaluation) if command]

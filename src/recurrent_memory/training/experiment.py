@@ -383,7 +383,8 @@ def run_experiment(
     choose_trained(model, experiment.trained, lora.build() if lora is not None else None)
     args = experiment.arguments(**changes)
     if experiment.fsdp:
-        shard_layers(model.to(args.device))
+        model.to(args.device)  # pyright: ignore[reportArgumentType]
+        shard_layers(model)
     results = train_curriculum(
         model,
         args,
