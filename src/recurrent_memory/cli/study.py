@@ -32,8 +32,9 @@ def study(
 ) -> None:
     """Train and evaluate every row of a table, with every seed, and make the table.
 
-    With --seed every row is trained once, with that seed. FOLDER gets the models, the evaluations, a log and a record of every process, and the table (table.md, table.csv,
-    results.json, plot.png). After an interruption the same command with --resume goes on.
+    With --seed every row is trained once, with that seed. FOLDER gets the models, the evaluations, a log and a record of
+    every process, and the table (table.md, table.csv, results.json, plot.png). After an interruption the same command with
+    --resume goes on.
 
     Example: rmt study studies/lm-segments.yaml novels=my/books --out results/segments --jobs 2
     """
