@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ..evaluation.provenance import machine
 from ..evaluation.tables import write_csv, write_json
@@ -17,19 +15,6 @@ from .run import STUDY
 from .table import ALL_SEEDS, Cell, StudyTable
 
 TABLE, SUMMARY, MARKDOWN, PLOT = "table.csv", "results.json", "table.md", "plot.png"
-
-
-@dataclass(frozen=True, slots=True)
-class _GainLine:
-    of: str
-    against: str
-    difference: float
-    low: float | None
-    high: float | None
-    ratio: float
-    ratio_low: float | None
-    ratio_high: float | None
-    scored_tokens: int
 
 
 def write_study(study: Study, units: Sequence[Unit], table: StudyTable, out: str | Path, command: str) -> str:
@@ -51,9 +36,6 @@ def write_study(study: Study, units: Sequence[Unit], table: StudyTable, out: str
     values["commands"] = [" ".join(["rmt", *arguments]) for arguments in _commands(units)]
     write_json({**values, **table.to_dict()}, folder / SUMMARY)
     write_csv(Cell, table.cells, folder / TABLE)
-    if table.gains:
-        lines = [_GainLine(gain.of, gain.against, **_shared(asdict(gain.comparison))) for gain in table.gains]
-        write_csv(_GainLine, lines, folder / "gains.csv")
     text = markdown(study, table)
     with atomic_write(folder / MARKDOWN) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -63,11 +45,6 @@ def write_study(study: Study, units: Sequence[Unit], table: StudyTable, out: str
 
 def _commands(units: Sequence[Unit]) -> list[tuple[str, ...]]:
     return [arguments for unit in units for arguments in (unit.training, unit.evaluation) if arguments is not None]
-
-
-def _shared(comparison: dict[str, Any]) -> dict[str, Any]:
-    names = ("difference", "low", "high", "ratio", "ratio_low", "ratio_high", "scored_tokens")
-    return {name: comparison[name] for name in names}
 
 
 def shown(table: StudyTable) -> list[Cell]:

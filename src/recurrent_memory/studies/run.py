@@ -94,8 +94,10 @@ class _Runner:
                     future.result()
                     self.done += 1
                     self.tell(futures[future], self.done, self.total)
-            except BaseException:
+            except BaseException as error:
                 self._stop()
+                if isinstance(error, KeyboardInterrupt):
+                    raise KeyboardInterrupt("interrupted; what is done is kept: go on with --resume") from error
                 raise
 
     def _stop(self) -> None:
