@@ -118,8 +118,7 @@ class Lessons:
             return
         ids = torch.tensor([self.ids[person] for _, person in asked])
         memory = carried.state.index(torch.tensor([row for row, _ in asked])).tensors
-        hidden, seen = self.model.memory.look(self.model.view, Segment.full(ids), memory)
-        said = self.model.view.head(seen.text_of(hidden)[:, -1:])[:, 0].argmax(-1)
+        said = self.model.view.head(self._look_at_end(ids, memory, 1)[:, 0]).argmax(-1)
         right = said == self.answers[[PLACES.index(lanes[row].known[person]) for row, person in asked]]
         old = [lanes[row].age[person] > OLD_SEGMENTS for row, person in asked]
         progress.lost = average(progress.lost, 1 - float(right.float().mean()))
@@ -132,6 +131,11 @@ class Lessons:
             if not hit:
                 lanes[row].forget(person)
         carried.lost = {row for row, lane in enumerate(lanes) if lane.lost and not lane.known}
+
+    def _look_at_end(self, ids: Tensor, memory: dict[str, Tensor], count: int) -> Tensor:
+        """The last hidden states, `[B, count, D]`, at the last tokens of questions; the last layer runs there alone."""
+        view, end = self.model.view, slice(-count, None)
+        return self.model.memory.look(view, Segment.full(ids), memory, lambda rows, _: view.encode_at(rows, None, end))[0]
 
     def _kept_loss(self, stage: Stage, memory: Tensor, before: Tensor, quiet: Tensor) -> Tensor:
         """That a memory stays as it was before a segment with no fact in it."""
@@ -168,8 +172,8 @@ class Lessons:
         known = target >= 0
         given = torch.where(known, target, torch.randint(len(PLACES), target.shape))
         ids = torch.cat([torch.tensor([self.ids[p] for _, p in asked]), self.answers[given][:, None]], 1)
-        hidden, seen = self.model.memory.look(self.model.view, Segment.full(ids), state.index(rows).tensors)
-        logits = self.model.view.head(seen.text_of(hidden)[:, -2:].flatten(0, 1)).unflatten(0, (-1, 2)).float()
+        hidden = self._look_at_end(ids, state.index(rows).tensors, 2)
+        logits = self.model.view.head(hidden.flatten(0, 1)).unflatten(0, (-1, 2)).float()
         scores = log_softmax(logits[:, 0], -1)[:, self.answers]
         of_answer = torch.where(known, -scores.gather(1, given[:, None])[:, 0], -scores.mean(1))
         of_end = -log_softmax(logits[:, 1], -1)[:, self.end_of_text]
