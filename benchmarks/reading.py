@@ -2,8 +2,8 @@
 
     python -m benchmarks.reading [--model small|135m|smollm2|shipped|FOLDER] [--max-tokens 65536] [--out FOLDER] [--json]
 
-Ours and the plain loop are the same weights on the same text: their final memories must agree. The others have the same
-shape, or as many parameters.
+Ours and the plain loop are the same weights on the same text: how far their final memories are apart stands beside them. The
+others have the same shape, or as many parameters.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from recurrent_memory import RecurrentMemoryError
+from recurrent_memory import RecurrentMemoryError, RecurrentMemoryModel
 
 from . import plain_loop
 from .common import Budget, Contender, Peak, Report, Setting, has_room, measure
 from .models import load
 from .peers import PACKAGE, Peer, full_attention, lucidrains, mamba, sliding_window
 
-OURS, SLOW, COMPILED, PLAIN = "ours", "ours, no shortcuts", "ours, compiled", "plain research loop"
+OURS, SLOW, COMPILED, INT8 = "ours", "ours, no shortcuts", "ours, compiled", "ours, int8"
+PLAIN = "plain research loop"
 
 
 def run(setting: Setting, peak: Peak) -> Report:
@@ -31,8 +32,7 @@ def run(setting: Setting, peak: Peak) -> Report:
     model = load(setting.model, setting.device, setting.seed)
     length = model.memory_config.segment_length
 
-    def ours(ids: Tensor) -> Tensor:
-        return model.fold(model.read(ids)).memory
+    ours = partial(_read, model)
 
     def without_shortcuts(ids: Tensor) -> Tensor:
         model.fast = "off"
@@ -42,12 +42,13 @@ def run(setting: Setting, peak: Peak) -> Report:
             model.fast = "auto"
 
     ways = {OURS: ours, SLOW: without_shortcuts}
-    compiled = copy.deepcopy(model)
-    try:
-        compiled.fast = "compile"
-        ways[COMPILED] = lambda ids: compiled.fold(compiled.read(ids)).memory
-    except RecurrentMemoryError as error:
-        report.skip(COMPILED, str(error))
+    for name, prepare in ((COMPILED, _compile), (INT8, RecurrentMemoryModel.to_int8)):
+        other = copy.deepcopy(model)
+        try:
+            prepare(other)
+            ways[name] = partial(_read, other)
+        except RecurrentMemoryError as error:
+            report.skip(name, str(error))
     peers = [Peer(name, read) for name, read in ways.items()]
     peers += [Peer(PLAIN, lambda ids: plain_loop.read(model, ids), bytes_of=_logits_of(model))]
     peers += [full_attention(model), sliding_window(model), mamba(model)]
@@ -72,6 +73,14 @@ def run(setting: Setting, peak: Peak) -> Report:
                 row["memory_difference_from_plain"] = float(difference.abs().max() / theirs.abs().max())
         report.rows += rows
     return report
+
+
+def _read(model: RecurrentMemoryModel, ids: Tensor) -> Tensor:
+    return model.fold(model.read(ids)).memory
+
+
+def _compile(model: RecurrentMemoryModel) -> None:
+    model.fast = "compile"
 
 
 def text_of(vocab_size: int, tokens: int, setting: Setting) -> Tensor:

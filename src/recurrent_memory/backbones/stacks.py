@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .int8 import is_quantized
 
 _OWN_NUMBER = ("layer_idx", "layer_id", "layer_number", "layer_index")
 
@@ -100,6 +101,8 @@ def _stack(numbers: Sequence[int], layers: Sequence[nn.Module]) -> Stack:
 
 
 def _check(layer: nn.Module, first: nn.Module) -> None:
+    if is_quantized(layer):
+        raise ConfigError("schedule='diagonal' cannot stack layers in int8; take schedule='sequential', or float32")
     device = next(first.parameters()).device
     for name, parameter in layer.named_parameters():
         if parameter.device != device:

@@ -66,7 +66,7 @@ def evaluate_dataset(
         "samples": list(samples),
         "scoring": scoring,
         "model": model.fingerprint,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.compute_dtype,
     }
     numbers = [_nominal(length) for length in lengths]
     open_folder(folder, settings, resume=resume)

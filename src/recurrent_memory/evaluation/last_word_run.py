@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backbones.int8 import compute_dtype
 from ..errors import ConfigError, InputError
 from ..inference.documents import Documents
 from ..inference.peak_memory import peak_rss_mb
@@ -156,7 +157,7 @@ def evaluate_last_words(
     settings = {
         "task": "lambada",
         **reader.settings,
-        "dtype": str(reader.model.dtype).removeprefix("torch."),
+        "dtype": compute_dtype(reader.model),
         "text": documents.name,
         "passages": len(passages),
         "passages_sha256": names,

@@ -117,7 +117,7 @@ def evaluate_lengths(
     settings = {
         **json.loads(json.dumps(asdict(plan))),
         "model": model.fingerprint,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.compute_dtype,
         "noise": noise.name,
         "noise_sha256": noise.sha256,
     }

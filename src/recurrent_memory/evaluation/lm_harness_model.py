@@ -49,7 +49,7 @@ class RecurrentMemoryLM(TemplateLM):
         tokenizer: Of a loaded model. Otherwise the one that lies beside it is taken.
         batch_size: Texts at a time.
         device: "auto", "cpu", "cuda", "cuda:1" … "cuda:0", which the harness says by default, is "auto" where there is no GPU.
-        dtype: "auto", "float32", "bfloat16", "float16" or "float64".
+        dtype: "auto", "float32", "bfloat16", "float16", "float64" or "int8".
         max_gen_toks: The longest answer, in tokens, where a task does not say.
         layout: "continue": prompt and answer go on with the text. "ask": the prompt up to its last `question_start` is read
             and folded, and the question stands in a fresh segment, as `rmt ask` has it.
@@ -150,7 +150,7 @@ class RecurrentMemoryLM(TemplateLM):
         """What the harness is to write down beside its results."""
         return {
             "model_num_parameters": self.model.num_parameters(),
-            "model_dtype": str(self.model.dtype),
+            "model_dtype": self.model.compute_dtype,
             "model_fingerprint": self.model.fingerprint,
             "memory_config": self.model.memory_config.to_dict(),
             "layout": self.layout,

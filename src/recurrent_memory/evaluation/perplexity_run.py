@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..backbones.int8 import compute_dtype
 from ..errors import OutputError
 from ..inference.documents import Documents
 from ..inference.peak_memory import peak_rss_mb
@@ -104,7 +105,7 @@ def _settings(reading: TextReading, documents: Documents, choice: Choice, plan: 
     values = {
         "task": "lm",
         **reading.settings,
-        "dtype": str(reading.model.dtype).removeprefix("torch."),
+        "dtype": compute_dtype(reading.model),
         "text": documents.name,
         "sources": dict(documents.identity),
         **asdict(choice),

@@ -52,7 +52,7 @@ class Conditions:
     """What has to be the same for a resumed reading to end in the same bits.
 
     Args:
-        dtype: Of the model.
+        dtype: What the model computes in.
         device: The kind of device.
         threads: CPU threads of each operation.
         tokens_per_block: Tokens that the model is given at a time.
@@ -70,8 +70,9 @@ class Conditions:
     @classmethod
     def of(cls, model: RecurrentMemoryModel, tokens_per_block: int, schedule: str) -> Conditions:
         """The conditions now."""
-        dtype = str(model.dtype).removeprefix("torch.")
-        return cls(dtype, model.device.type, torch.get_num_threads(), tokens_per_block, schedule, model.fast)
+        return cls(
+            model.compute_dtype, model.device.type, torch.get_num_threads(), tokens_per_block, schedule, model.fast
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SHIPPED = "shipped"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+INT8 = "int8"
 
 
 def shipped_model_path() -> Path:
@@ -35,7 +36,8 @@ def load_model(
     Args:
         name_or_path: A folder, a hub id, or None ("shipped") for the model that comes with the package.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps" …
-        dtype: "float32", "bfloat16", "float16", "float64", or "auto": float32 on a CPU, the model's own elsewhere.
+        dtype: "float32", "bfloat16", "float16", "float64", or "auto": float32 on a CPU, the model's own elsewhere. "int8":
+            see `RecurrentMemoryModel.to_int8`.
 
     Returns:
         The model, in evaluation mode, and the tokenizer that lies beside it.
@@ -48,7 +50,7 @@ def load_model(
         >>> model, tokenizer = load_model()
     """
     where = choose_device(device)
-    number = choose_dtype(dtype, where)
+    number = choose_dtype("float32" if dtype == INT8 else dtype, where)
     place = _place(name_or_path)
     from transformers import AutoTokenizer
 
@@ -68,6 +70,8 @@ def load_model(
         raise ConfigError(
             f"--device {device}: the model cannot be moved there ({_first_line(error)}); try --device cpu"
         ) from error
+    if dtype == INT8:
+        moved.to_int8()
     return moved.eval(), tokenizer
 
 
@@ -104,7 +108,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype | None:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else None
     if name not in DTYPES:
-        raise ConfigError(f"--dtype {name}: is not one of auto, {', '.join(DTYPES)}")
+        raise ConfigError(
+            f"--dtype {name}: is not one of auto, {', '.join(DTYPES)} (or int8, for a model with a memory, on a CPU)"
+        )
     dtype: torch.dtype = getattr(torch, name)
     try:
         torch.ones(2, 2, device=device, dtype=dtype).matmul(torch.ones(2, 2, device=device, dtype=dtype))

@@ -135,7 +135,9 @@ class Lessons:
     def _look_at_end(self, ids: Tensor, memory: dict[str, Tensor], count: int) -> Tensor:
         """The last hidden states, `[B, count, D]`, at the last tokens of questions; the last layer runs there alone."""
         view, end = self.model.view, slice(-count, None)
-        return self.model.memory.look(view, Segment.full(ids), memory, lambda rows, _: view.encode_at(rows, None, end))[0]
+        return self.model.memory.look(view, Segment.full(ids), memory, lambda rows, _: view.encode_at(rows, None, end))[
+            0
+        ]
 
     def _kept_loss(self, stage: Stage, memory: Tensor, before: Tensor, quiet: Tensor) -> Tensor:
         """That a memory stays as it was before a segment with no fact in it."""
