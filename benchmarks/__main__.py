@@ -1,6 +1,6 @@
 """All benchmarks of speed and memory, ours beside its peers in one process.
 
-    python -m benchmarks [--only reading,generation,training,scaling] [--device cpu] [--out results/FOLDER] [--quick]
+    python -m benchmarks [--only reading,lanes,generation,training,scaling] [--device cpu] [--out results/FOLDER] [--quick]
 
 Each writes `<out>/<name>.json` (rows, and what is needed to make them again), its plots, and its part of a README.
 Contenders run by turns, A B A B …, after a warm-up; medians come with their intervals, and beside them stands what the
@@ -22,7 +22,7 @@ import torch
 
 from .common import SEED, Peak, Setting, provenance
 
-NAMES = ("reading", "generation", "training", "scaling")
+NAMES = ("reading", "lanes", "generation", "training", "scaling")
 QUICK = Setting(model="tiny", max_tokens=64, rounds=2)
 
 

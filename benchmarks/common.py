@@ -171,10 +171,14 @@ def timing(seconds: Sequence[float], tokens: int) -> dict[str, Any]:
 
 
 def flops_of(run: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and attentions of one run."""
-    with FlopCounterMode(display=False) as counter:
+    """Floating-point operations of the matrix products and attentions of one run; those in eight bits count as well."""
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten._int_mm: _product}) as counter:
         run()
     return counter.get_total_flops()
+
+
+def _product(left: Sequence[int], right: Sequence[int], **_: Any) -> int:
+    return 2 * left[0] * left[1] * right[1]
 
 
 @dataclass(frozen=True)
@@ -262,6 +266,21 @@ def measure(
         )
         rows.append(row)
     return rows
+
+
+def add_ratios(rows: Sequence[dict[str, Any]], peer: str) -> None:
+    """How many times as fast as the peer each contender of a length was: the median over the rounds, run by run."""
+    theirs = next((row["seconds"] for row in rows if row["contender"] == peer), None)
+    if theirs is None:
+        return
+    for row in rows:
+        found = median_interval([a / b for a, b in zip(theirs, row["seconds"], strict=True)])
+        row |= {
+            "times_peer": found["median"],
+            "low_times_peer": found["low"],
+            "high_times_peer": found["high"],
+            "peer": peer,
+        }
 
 
 def provenance(setting: Setting, peak: Peak) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from recurrent_memory import RecurrentMemoryError, RecurrentMemoryModel
 
 from . import plain_loop
-from .common import Budget, Contender, Peak, Report, Setting, has_room, measure
+from .common import Budget, Contender, Peak, Report, Setting, add_ratios, has_room, measure
 from .models import load
 from .peers import PACKAGE, Peer, full_attention, lucidrains, mamba, sliding_window
 
@@ -67,6 +67,7 @@ def run(setting: Setting, peak: Peak) -> Report:
         for row in rows:
             budget.took(row["contender"], tokens, row["median_s"])
         if PLAIN in {peer.name for peer in running}:
+            add_ratios(rows, PLAIN)
             theirs = plain_loop.read(model, ids)
             for row in (row for row in rows if row["contender"] in ways):
                 difference = ways[row["contender"]](ids) - theirs

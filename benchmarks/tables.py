@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = {
+    "texts": "texts",
     "tokens": "tokens",
     "tokens_read": "tokens read",
     "segments": "segments",
     "tokens_per_s": "tokens/s",
+    "times_peer": "times the plain loop",
+    "memory_difference_from_plain": "memory, off the plain loop's",
     "ms_per_token": "ms a token",
     "time_slope": "slope of time",
     "memory_slope": "slope of memory",
@@ -20,7 +23,7 @@ COLUMNS = {
     "share_of_matmul_peak": "share of the matrix-product peak",
     "share_of_read_peak": "share of the reading peak",
 }
-INTERVALS = ("tokens_per_s", "ms_per_token", "time_slope")
+INTERVALS = ("tokens_per_s", "times_peer", "ms_per_token", "time_slope")
 
 
 def readme(documents: Sequence[dict[str, Any]]) -> str:

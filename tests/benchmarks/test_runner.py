@@ -14,10 +14,18 @@ CONTENDERS = {
         "ours",
         "ours, no shortcuts",
         *(["ours, compiled"] if shutil.which("g++") else []),
+        "ours, int8",
         "plain research loop",
         "full attention, KV cache",
         "sliding window",
         "Mamba",
+    },
+    "lanes": {
+        "ours, lanes",
+        "ours, one by one",
+        "ours, lanes, int8",
+        "plain research loop, one batch",
+        "plain research loop, one by one",
     },
     "generation": {"ours", "ours without cache", "full attention, KV cache"},
     "training": {"ours, full", "ours, recomputed", "plain research loop"},
@@ -48,11 +56,16 @@ def test_a_benchmark(name: str, tmp_path: Path) -> None:
     assert f"## {name.capitalize()}" in (tmp_path / "README.md").read_text()
     checks = {
         "reading": lambda: [row["memory_difference_from_plain"] for row in measured if row["contender"] == "ours"],
+        "lanes": lambda: [row["memory_difference_from_plain"] for row in measured if row["contender"] == "ours, lanes"],
         "training": lambda: [row[f"{what}_difference_from_plain"] for row in measured for what in ("loss", "gradient")],
     }
     differences = checks[name]() if name in checks else []
     assert all(difference < 1e-4 for difference in differences)  # float32
     assert bool(differences) == (name in checks)
+    if name in ("reading", "lanes"):
+        peers = [row for row in measured if row["contender"] == row.get("peer")]
+        assert peers
+        assert all(row["times_peer"] == 1 for row in peers)
     if name == "generation":
         kept = {row["contender"]: row["kept_bytes"] for row in measured}
         assert kept["ours without cache"] < kept["ours"] < kept["full attention, KV cache"]
@@ -68,7 +81,10 @@ def test_without_a_folder_json_is_printed(capsys: pytest.CaptureFixture[str]) ->
 def test_what_cannot_be_run(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "reading,writing"])
-    assert "--only writing: not a benchmark; choose from reading,generation,training,scaling" in capsys.readouterr().err
+    assert (
+        "--only writing: not a benchmark; choose from reading,lanes,generation,training,scaling"
+        in capsys.readouterr().err
+    )
     with pytest.raises(SystemExit):
         main(["--rounds", "0"])
     assert "--rounds 0: must be at least 1" in capsys.readouterr().err
