@@ -373,7 +373,7 @@ def test_an_installation_without_a_model(rmt: Any, book: Path, tmp_path: Path, m
         (["--device", "abacus"], "--device abacus: is not available here ("),
         (["--device", "cuda:99"], "--device cuda:99: is not available here ("),
         (["--device", "meta"], "--device meta: holds no numbers; use --device auto or cpu"),
-        (["--dtype", "int8"], "--dtype int8: is not one of auto, float32, bfloat16, float16, float64"),
+        (["--dtype", "int4"], "--dtype int4: is not one of auto, float32, bfloat16, float16, float64"),
         (["--save-every", "-1"], "save_every_s=-1.0 must be a number of seconds of at least 0"),
         (["--out", "{tmp}/no/out"], "Cannot write '{tmp}/no/out': the folder '{tmp}/no' does not exist. Create it: "),
         (["--out", "{tmp}"], "Cannot write '{tmp}': it is a folder. Give the name of a file."),

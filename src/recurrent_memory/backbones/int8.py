@@ -49,7 +49,8 @@ class Int8Linear(nn.Module):
                 "a model in int8 cannot be trained, nothing comes back through its rounding; load it in float32"
             )
         rounded, scale = _rounded(hidden.reshape(-1, hidden.shape[-1]))
-        product = torch._int_mm(rounded, self.weight.t()) * scale
+        # PyTorch has no other product of two int8 matrices; torchao calls it as well.
+        product = torch._int_mm(rounded, self.weight.t()) * scale  # pyright: ignore[reportPrivateUsage]
         whole = product * self.scale if self.bias is None else torch.addcmul(self.bias, product, self.scale)
         return whole.view(*hidden.shape[:-1], len(self.scale))
 
