@@ -58,8 +58,8 @@ def run(setting: Setting, peak: Peak) -> Report:
         rows = measure(contenders, texts * tokens, setting, peak, texts=texts)
         for row in rows:
             budget.took(row["contender"], texts, row["median_s"])
+        add_ratios(rows, PLAIN_ALONE)
         if PLAIN_BATCH in running:
-            add_ratios(rows, PLAIN_ALONE)
             theirs = ways[PLAIN_BATCH](ids)
             for row in (row for row in rows if row["contender"] in (LANES, ALONE, INT8)):
                 difference = running[row["contender"]](ids) - theirs

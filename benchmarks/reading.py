@@ -66,8 +66,8 @@ def run(setting: Setting, peak: Peak) -> Report:
         rows = measure(contenders, tokens, setting, peak)
         for row in rows:
             budget.took(row["contender"], tokens, row["median_s"])
+        add_ratios(rows, PLAIN)
         if PLAIN in {peer.name for peer in running}:
-            add_ratios(rows, PLAIN)
             theirs = plain_loop.read(model, ids)
             for row in (row for row in rows if row["contender"] in ways):
                 difference = ways[row["contender"]](ids) - theirs
