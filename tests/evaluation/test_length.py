@@ -141,6 +141,9 @@ def test_an_evaluation_in_a_folder(noise: NoiseSource, tmp_path: Path) -> None:
     assert [(line.length, line.n, line.segments) for line in whole] == [(5 * S, 3, 5), (1_200, 4, 75)]
     kept = json.loads((tmp_path / "out/results.json").read_text())
     assert kept["lines"] == [line.to_dict() for line in result.lines]
+    assert kept["state_bytes"] == tiny_model().initial_state(1).num_bytes
+    assert kept["peak_rss_mb"] == result.peak_rss_mb
+    assert kept["versions"]["torch"]
     assert (kept["noise_sha256"], kept["seed"], kept["lengths"]) == (noise.sha256, SEED, [5 * S, 1_200])
     assert (tmp_path / "out/accuracy.csv").read_text().startswith("by,length,segments,group,n,right,accuracy,low,high")
     assert (tmp_path / "out/accuracy.png").read_bytes().startswith(b"\x89PNG")

@@ -97,10 +97,10 @@ def test_what_fails_is_named(study: Study, tmp_path: Path) -> None:
         run_study(broken, tmp_path / "out", tell=quiet)
 
 
-def accuracies(right: int, length: int) -> dict[str, Any]:
-    line = {"by": "length", "length": length, "n": 50, "accuracy": right / 50, "reset_accuracy": 0.1}
+def accuracies(right: int, length: int, **changes: Any) -> dict[str, Any]:
+    line = {"by": "length", "group": "", "length": length, "n": 50, "accuracy": right / 50, "reset_accuracy": 0.1}
     ends = dict(zip(("low", "high", "reset_low", "reset_high"), (*wilson(right, 50), *wilson(5, 50)), strict=True))
-    return {**line, **ends}
+    return {**line, **ends, **changes}
 
 
 def test_accuracies_of_seeds_are_pooled(tmp_path: Path) -> None:
@@ -124,9 +124,32 @@ def test_accuracies_of_seeds_are_pooled(tmp_path: Path) -> None:
     text = write_study(study, units, table, tmp_path, "-")
     assert text.splitlines()[0] == (
         "|  | accuracy at 64 | accuracy, memory reset at 64 | accuracy at 128 | accuracy, memory reset at 128 | training "
-        "| evaluation |"
+        "| evaluation | memory |"
     )
     assert text.splitlines()[3].startswith("| few | 0.850 (0.767–0.907) | 0.100")
     (units[0].out / "results.json").unlink()
     with pytest.raises(InputError, match="results.json: cannot be read"):
         tabulate(study, units)
+
+
+def test_accuracy_by_the_number_of_facts(tmp_path: Path) -> None:
+    rows = [{"name": "tokens"}, {"name": "associative"}]
+    described = {"name": "s", **DESCRIBED, "recipe": "r.yaml", "by": "facts", "rows": rows}
+    study = Study.model_validate(described)
+    units = plan(study, tmp_path)
+    for number, unit in enumerate(units):
+        unit.out.mkdir(parents=True)
+        unit.records.mkdir(exist_ok=True)
+        facts = [
+            accuracies(right - 10 * number, 64, by="facts", group=group) for right, group in ((50, "2"), (30, "200"))
+        ]
+        results = {"task": "pairs", "lines": [accuracies(40, 64), *facts], "state_bytes": 1_000 * (number + 1)}
+        (unit.out / "results.json").write_text(json.dumps(results))
+        for kind in ("train", "eval"):
+            unit.record(kind).write_text(json.dumps({"elapsed_s": 1.0}))
+    table = tabulate(study, units)
+    found = {(cell.row, cell.at): cell.value for cell in table.cells if cell.metric == "accuracy"}
+    assert found == {("tokens", "2"): 1, ("tokens", "200"): 0.6, ("associative", "2"): 0.8, ("associative", "200"): 0.4}
+    assert [cost.state_bytes for cost in table.costs] == [1_000, 2_000]
+    (tmp_path / "study.json").write_text(json.dumps({"begun": {}}))
+    assert write_study(study, units, table, tmp_path, "-").splitlines()[3].endswith("| 2,000 bytes |")

@@ -24,7 +24,7 @@ def temporary_name() -> Iterator[str]:
 
 
 def test_all_tasks_of_this_package_follow_the_protocol() -> None:
-    for name in ("memorize", "detect", "reason", "qa1", "qa2", "qa3", "qa4", "qa5"):
+    for name in ("memorize", "detect", "reason", "pairs", "qa1", "qa2", "qa3", "qa4", "qa5"):
         task = load_task(name)
         assert isinstance(task, Task)
         assert task.name == name
@@ -34,7 +34,7 @@ def test_all_tasks_of_this_package_follow_the_protocol() -> None:
 
 
 def test_names_are_listed() -> None:
-    assert task_names() == sorted(["memorize", "detect", "reason", *(f"qa{i}" for i in range(1, 21))])
+    assert task_names() == sorted(["memorize", "detect", "reason", "pairs", *(f"qa{i}" for i in range(1, 21))])
 
 
 def test_a_task_can_be_registered_by_factory_and_by_location(temporary_name: str) -> None:

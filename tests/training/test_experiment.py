@@ -12,10 +12,11 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from recurrent_memory import MemoryConfig, RecurrentMemoryModel
 from recurrent_memory.errors import ConfigError, RecipeError
+from recurrent_memory.models import load_model
 from recurrent_memory.training import experiment as module
 from recurrent_memory.training.beginning import begin_with_model
 from recurrent_memory.training.curriculum import Stage
-from recurrent_memory.training.experiment import load_experiment, run_experiment
+from recurrent_memory.training.experiment import begin, load_experiment, run_experiment
 from tiny_models import prose, save_tiny_model, tiny_tokenizer
 from training.copy_task import AnyLengthTask, S, copy_model
 
@@ -77,6 +78,23 @@ def test_a_model_is_trained_further(tmp_path: Path) -> None:
     changed = {name for name, weight in after.state_dict().items() if not torch.equal(weight, weights[name])}
     assert changed == {"memory.initial_memory"}
     assert AutoTokenizer.from_pretrained(tmp_path / "second").vocab_size
+
+
+@pytest.mark.parametrize("kind", ["tokens", "associative"])
+def test_the_backbone_in_the_package_is_given_another_memory(tmp_path: Path, kind: str) -> None:
+    memory = {"kind": kind, "num_memory_tokens": 3, "segment_length": S}
+    beginning = begin(load_experiment(written(tmp_path, backbone="shipped", memory=memory)))
+    model, (shipped, _) = beginning.build((), None), load_model()
+    assert (beginning.family, beginning.classifies, beginning.segment_length) == ("decoder", False, S)
+    assert (model.memory_config.kind, model.memory_config.num_memory_tokens) == (kind, 3)
+    weights = model.backbone.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in shipped.backbone.state_dict().items())
+    assert beginning.tokenizer().decode(beginning.tokenizer()("417: 83.")["input_ids"]) == "417: 83."
+
+
+def test_the_backbone_in_the_package_is_not_loaded_in_4_bits(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lora.bits: the backbone in the package is far too small"):
+        begin(load_experiment(written(tmp_path, backbone="shipped", trained="lora", lora={"bits": 4})))
 
 
 def test_a_classifier_keeps_its_classes(tmp_path: Path) -> None:

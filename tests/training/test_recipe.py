@@ -9,7 +9,7 @@ import pytest
 from recurrent_memory.errors import RecipeError
 from recurrent_memory.training.experiment import load_experiment
 from recurrent_memory.training.recipe import Stage, load_recipe
-from recurrent_memory.training.settings import read_values
+from recurrent_memory.training.settings import is_experiment, read_values
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 SMALL = Path(__file__).parents[2] / "recipes/small.yaml"
@@ -17,7 +17,7 @@ SMALL = Path(__file__).parents[2] / "recipes/small.yaml"
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid_and_says_what_to_expect(path: Path) -> None:
-    if isinstance(read_values(path, "a recipe")["backbone"], str):
+    if is_experiment(read_values(path, "a recipe")):
         assert all(load_experiment(path).model_dump()[name] for name in ("expected", "time", "cost"))
         return
     recipe = load_recipe(path)
@@ -36,7 +36,7 @@ def test_the_commands_in_a_recipe_are_valid(path: Path) -> None:
     commands = commands_of(path)
     assert commands
     assert {command[0] for command in commands} == {f"recipes/{path.name}"}
-    load = load_experiment if isinstance(read_values(path, "a recipe")["backbone"], str) else load_recipe
+    load = load_experiment if is_experiment(read_values(path, "a recipe")) else load_recipe
     for _, *overrides in commands:
         load(path, overrides)
 

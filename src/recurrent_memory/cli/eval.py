@@ -203,7 +203,8 @@ def evaluate(
             )
         _show(common, result, out)
         return
-    loaded_task = load_task(task, **options_of(option or []))
+    options = options_of(option or [])
+    loaded_task = load_task(task, **options)
     numbers = parse_lengths(lengths or segments or "")
     counts = samples_for(numbers, parse_lengths(samples))
     with stoppable():
@@ -211,7 +212,7 @@ def evaluate(
         if segments is not None:
             numbers = tuple(number * loaded.memory_config.segment_length for number in numbers)
         rule = "babilong" if scoring == "babilong" else "exact"
-        plan = LengthEvaluation(task, numbers, counts, seed, lanes, boundary, rule)  # pyright: ignore[reportArgumentType]
+        plan = LengthEvaluation(task, numbers, counts, seed, lanes, boundary, rule, options)  # pyright: ignore[reportArgumentType]
         with _bar() as tell:
             result = evaluate_lengths(
                 loaded, tokenizer, loaded_task, open_noise(noise), plan, out, resume=resume, tell=tell

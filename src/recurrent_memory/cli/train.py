@@ -43,13 +43,10 @@ def train(
     """
     common = Common(as_json, device, dtype, threads, seed, debug)
     overrides = [*(settings or []), *([f"seed={seed}"] if seed is not None else [])]
-    from ..training.settings import read_values
+    from ..training.settings import is_experiment, read_values
 
-    # A backbone that is described is made, and learns who is where; one that is named is given a memory, and learns a task
-    # or a text. A model may be trained further in both ways.
-    values = read_values(recipe, "a recipe")
-    is_experiment = isinstance(values.get("backbone"), str) or "task" in values or "text" in values
-    (_train_experiment if is_experiment else _train_small)(common, recipe, overrides, resume=resume, check=check)
+    of_trainer = is_experiment(read_values(recipe, "a recipe"))
+    (_train_experiment if of_trainer else _train_small)(common, recipe, overrides, resume=resume, check=check)
 
 
 def _train_small(common: Common, path: str, overrides: list[str], *, resume: bool, check: bool) -> None:

@@ -94,8 +94,19 @@ def evaluate_dataset(
             tokens += length * len(found)
             write_rows(kept, found)
         rows += read_rows(kept)
-    lines = write_results(folder, settings, rows, model.memory_config.segment_length, f"{task} of {source}", None)
-    return LengthResult(lines, rows, tokens, round(time.monotonic() - started, 1), round(peak_rss_mb(), 1))
+    cost = {"elapsed_s": round(time.monotonic() - started, 1), "peak_rss_mb": round(peak_rss_mb(), 1)}
+    lines = write_results(
+        folder,
+        settings,
+        rows,
+        model.memory_config.segment_length,
+        f"{task} of {source}",
+        None,
+        tokens_read=tokens,
+        state_bytes=model.initial_state(1).num_bytes,
+        **cost,
+    )
+    return LengthResult(lines, rows, tokens, **cost)
 
 
 def _nominal(name: str) -> int:

@@ -11,6 +11,7 @@ from ..errors import InputError, OutputError
 from .length import Row
 from .length_plot import draw_lengths
 from .length_table import Line, tabulate
+from .provenance import machine
 from .tables import write_csv, write_json
 
 SETTINGS, ROWS, RESULTS, TABLE, PLOT = "evaluation.json", "rows", "results.json", "accuracy.csv", "accuracy.png"
@@ -62,11 +63,17 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_results(
-    folder: Path, settings: dict[str, Any], rows: Sequence[Row], segment_length: int, title: str, chance: float | None
+    folder: Path,
+    settings: dict[str, Any],
+    rows: Sequence[Row],
+    segment_length: int,
+    title: str,
+    chance: float | None,
+    **made: Any,
 ) -> list[Line]:
-    """The table of all answers, as CSV, as JSON beside the settings, and as a plot."""
+    """The table of all answers, as CSV, as JSON beside the settings and what it took (`made`), and as a plot."""
     lines = tabulate(rows, segment_length)
-    write_json({**settings, "lines": [line.to_dict() for line in lines]}, folder / RESULTS)
+    write_json({**settings, "lines": [line.to_dict() for line in lines], **made, **machine()}, folder / RESULTS)
     write_csv(Line, lines, folder / TABLE)
     draw_lengths(lines, folder / PLOT, title=title, chance=chance)
     return lines

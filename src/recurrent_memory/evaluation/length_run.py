@@ -38,6 +38,7 @@ class LengthEvaluation:
         lanes: Texts read side by side.
         boundary: Whether a fact may stand after any sentence, or any word.
         scoring: "exact": the answer is the target; "babilong": BABILong's rule.
+        options: What the task was made with, for the record.
 
     Raises:
         ConfigError: if the numbers of lengths and samples differ, or a value is unknown.
@@ -50,6 +51,7 @@ class LengthEvaluation:
     lanes: int = 32
     boundary: Boundary = "sentence"
     scoring: Scoring = "exact"
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         for name, value, accepted in (
@@ -147,10 +149,19 @@ def evaluate_lengths(
             if tell is not None:
                 tell(done, total)
     chance = 1 / len(task.answers) if task.answers else None
+    cost = {"elapsed_s": round(time.monotonic() - started, 1), "peak_rss_mb": round(peak_rss_mb(), 1)}
     lines = write_results(
-        folder, settings, rows, model.memory_config.segment_length, f"{plan.task} in {noise.name}", chance
+        folder,
+        settings,
+        rows,
+        model.memory_config.segment_length,
+        f"{plan.task} in {noise.name}",
+        chance,
+        tokens_read=read,
+        state_bytes=model.initial_state(1).num_bytes,
+        **cost,
     )
-    return LengthResult(lines, rows, read, round(time.monotonic() - started, 1), round(peak_rss_mb(), 1))
+    return LengthResult(lines, rows, read, **cost)
 
 
 def _scorer(plan: LengthEvaluation) -> Callable[[str, Sample], bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -63,6 +63,7 @@ class Study(Strict):
         recipe: What rows are trained by; a path, from the study's folder.
         set: What all of them change of it.
         eval: The options of `rmt eval`, by name: `max_tokens: 60000`, `reset: true`.
+        by: What accuracy is a curve over: the length of the text, or the number of facts in texts of one length.
         seeds: Of trainings; a row is trained once with each.
         rows: The rows.
         compare: Pairs of rows: what the second gains on the first. For perplexities.
@@ -76,6 +77,7 @@ class Study(Strict):
     recipe: str | None = None
     set: dict[str, Any] = Field(default_factory=dict[str, Any])
     eval: dict[str, Any] = Field(default_factory=dict[str, Any])
+    by: Literal["length", "facts"] = "length"
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     rows: tuple[RowRecipe, ...] = Field(min_length=1)
     compare: tuple[tuple[str, str], ...] = ()

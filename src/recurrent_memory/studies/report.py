@@ -57,13 +57,14 @@ def markdown(study: Study, table: StudyTable) -> str:
     """The table for a person: a line for each row, a column for each figure, its interval (or range of seeds) beside it."""
     cells = shown(table)
     columns = list(dict.fromkeys((cell.metric, cell.at) for cell in cells))
-    head = ["", *(f"{metric}{f' at {at}' if at else ''}" for metric, at in columns), "training", "evaluation"]
+    head = ["", *(f"{metric}{f' at {at}' if at else ''}" for metric, at in columns), "training", "evaluation", "memory"]
     lines = [_line(head), _line(["---"] * len(head))]
     for row, cost in zip(study.rows, table.costs, strict=True):
         mine = {(cell.metric, cell.at): cell for cell in cells if cell.row == row.name}
         figures = [_figure(mine[column]) if column in mine else "" for column in columns]
         training = "—" if cost.training_s is None else _duration(cost.training_s)
-        lines.append(_line([row.name, *figures, training, _duration(cost.evaluation_s)]))
+        memory = "" if cost.state_bytes is None else f"{cost.state_bytes:,} bytes"
+        lines.append(_line([row.name, *figures, training, _duration(cost.evaluation_s), memory]))
     for gain in table.gains:
         c = gain.comparison
         interval = "" if c.low is None or c.high is None else f" ({c.low:+.4f} to {c.high:+.4f})"
@@ -117,7 +118,12 @@ def draw(study: Study, table: StudyTable, path: str | Path) -> None:
                 markersize=4,
                 capsize=2,
             )
-        axis.set(xscale="log", xlabel="tokens of the text", ylabel="accuracy", ylim=(-0.03, 1.03))
+        axis.set(
+            xscale="log",
+            xlabel="tokens of the text" if study.by == "length" else "facts in the text",
+            ylabel="accuracy",
+            ylim=(-0.03, 1.03),
+        )
         axis.legend(frameon=False, fontsize=8)
     else:
         names = [f"{cell.row}{f', {cell.at}' if cell.at else ''}" for cell in cells]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import InputError
 from ..evaluation.folder import RESULTS
@@ -28,7 +28,7 @@ class Cell:
         row: The row's name.
         seed: Of its training, or "all" of them together.
         metric: "accuracy", "accuracy, memory reset", or "perplexity".
-        at: Tokens of the text; the way of reading; empty for a whole text.
+        at: Tokens of the text, or facts in it; the way of reading; empty for a whole text.
         n: Questions, passages, or scored tokens of a seed.
         value: The figure; for perplexities of all seeds exp of the mean loss.
         low: The lower end of its 95 % Wilson interval; the lowest seed's, for perplexities.
@@ -54,12 +54,14 @@ class Cost:
         training_s: Seconds of its trainings, the mean over seeds, of the last attempt each; None: it was not trained.
         evaluation_s: Likewise of its evaluations.
         evaluation_peak_rss_mb: The most memory of an evaluation, in 10^6 bytes; None where it was not recorded.
+        state_bytes: Of one text's memory; None where it was not recorded.
     """
 
     row: str
     training_s: float | None
     evaluation_s: float
     evaluation_peak_rss_mb: float | None
+    state_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def tabulate(study: Study, units: Sequence[Unit]) -> StudyTable:
     cells: list[Cell] = []
     for row in study.rows:
         mine = [unit for unit in units if unit.row == row.name]
-        found = [_cells(unit, _results(unit)) for unit in mine]
+        found = [_cells(unit, _results(unit), study.by) for unit in mine]
         cells += [cell for group in found for cell in group]
         if len(found) > 1:
             cells += [_together([group[index] for group in found]) for index in range(len(found[0]))]
@@ -118,7 +120,7 @@ def _results(unit: Unit) -> dict[str, Any]:
         ) from error
 
 
-def _cells(unit: Unit, results: dict[str, Any]) -> list[Cell]:
+def _cells(unit: Unit, results: dict[str, Any], by: Literal["length", "facts"]) -> list[Cell]:
     seed = str(unit.seed)
     if results["task"] == "lm":
         return [Cell(unit.row, seed, "perplexity", "", results["scored_tokens"], results["perplexity"], None, None)]
@@ -129,10 +131,11 @@ def _cells(unit: Unit, results: dict[str, Any]) -> list[Cell]:
             if line["segments_before"] == "all"
         ]
     cells: list[Cell] = []
-    for line in (line for line in results["lines"] if line["by"] == "length"):
+    for line in (line for line in results["lines"] if line["by"] == by):
+        at = str(line["length"]) if by == "length" else line["group"]
         for metric, prefix in (("accuracy", ""), ("accuracy, memory reset", "reset_")):
             value, low, high = line[f"{prefix}accuracy"], line[f"{prefix}low"], line[f"{prefix}high"]
-            cells.append(Cell(unit.row, seed, metric, str(line["length"]), line["n"], value, low, high))
+            cells.append(Cell(unit.row, seed, metric, at, line["n"], value, low, high))
     return cells
 
 
@@ -154,13 +157,15 @@ def _cost(study: Study, name: str, units: Sequence[Unit]) -> Cost:
     row = study.row(name)
     mine = [unit for unit in units if unit.row == name]
     trained = [unit for unit in units if unit.row == (row.like or name) and unit.training is not None]
-    peaks = [_results(unit).get("peak_rss_mb") for unit in mine]
-    known = [float(peak) for peak in peaks if peak is not None]
+    results = [_results(unit) for unit in mine]
+    peaks = [float(found["peak_rss_mb"]) for found in results if "peak_rss_mb" in found]
+    sizes = [int(found["state_bytes"]) for found in results if "state_bytes" in found]
     return Cost(
         name,
         fmean(_seconds(unit.record("train")) for unit in trained) if trained else None,
         fmean(_seconds(unit.record("eval")) for unit in mine),
-        max(known) if known else None,
+        max(peaks, default=None),
+        max(sizes, default=None),
     )
 
 

@@ -22,6 +22,7 @@ _FACTORIES: dict[str, TaskFactory | str] = {
     "memorize": "recurrent_memory.tasks.recall:Memorize",
     "detect": "recurrent_memory.tasks.recall:Detect",
     "reason": "recurrent_memory.tasks.recall:Reason",
+    "pairs": "recurrent_memory.tasks.pairs:Pairs",
     **{f"qa{number}": "recurrent_memory.tasks.babi:load_babi" for number in range(1, _BABI_TASKS + 1)},
 }
 

@@ -14,7 +14,7 @@ from ..backbones.families import find_family
 from ..config import MemoryConfig
 from ..errors import ConfigError
 from ..model import RecurrentMemoryModel
-from ..models import load_model
+from ..models import SHIPPED, load_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +40,35 @@ def begin_with_backbone(name: str, memory: MemoryConfig, task: str | None, loadi
     """A backbone that is given a memory.
 
     Args:
-        name: A hub id or a folder.
+        name: A hub id, a folder, or "shipped": what is under the memory of the model in the package.
         memory: The memory's settings.
         task: As for `RecurrentMemoryModel.from_backbone`.
         loading: Likewise, what is passed on to the backbone's `from_pretrained`.
 
     Raises:
         BackboneError, OSError: if there is no such backbone, or it is not supported.
+        ConfigError: if what is passed on is not for the backbone in the package.
     """
+    backbone: Any = name
+    if name == SHIPPED:
+        if "quantization_config" in loading:
+            raise ConfigError("lora.bits: the backbone in the package is far too small for 4 bits; leave it out")
+        shipped, tokenizer = load_model(None, "cpu", "float32")
+        backbone, loading = shipped.backbone, {}
 
     def build(classes: Sequence[str], num_labels: int | None) -> RecurrentMemoryModel:
         count = num_labels if num_labels is not None or not classes else len(classes)
-        model = RecurrentMemoryModel.from_backbone(name, memory, task=task, num_labels=count, **loading)
+        model = RecurrentMemoryModel.from_backbone(backbone, memory, task=task, num_labels=count, **loading)
         if classes:  # what an answer is called, so that the model can be asked in words
             names = dict(enumerate(classes))
             model.backbone.config.update({"id2label": names, "label2id": {text: n for n, text in names.items()}})
         return model
 
     return Beginning(
-        find_family(AutoConfig.from_pretrained(name)).name,
+        find_family(AutoConfig.from_pretrained(name) if backbone is name else backbone.config).name,
         task == "sequence-classification",
         memory.segment_length,
-        lambda: AutoTokenizer.from_pretrained(name),
+        lambda: AutoTokenizer.from_pretrained(name) if backbone is name else tokenizer,
         build,
     )
 

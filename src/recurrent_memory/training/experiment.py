@@ -43,7 +43,8 @@ class Experiment(Strict):
         expected: The result to expect, in words.
         time: How long it takes, on what.
         cost: What that costs, in words.
-        backbone: A hub id or a folder of what is given a memory.
+        backbone: A hub id or a folder of what is given a memory, or "shipped" for what is under the memory of the model in the
+            package.
         model: In its place, a model that has a memory already and is trained further: a hub id, a folder, or "shipped" for
             the one in the package.
         backbone_task: The head, as for `RecurrentMemoryModel.from_backbone`; None: the family's own.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -82,3 +82,12 @@ def _part(values: dict[str, Any], name: str) -> Any:
     if values.get(name) is None:
         values[name] = {}
     return values[name]
+
+
+def is_experiment(values: Mapping[str, Any]) -> bool:
+    """Whether a file describes an `Experiment` rather than a `Recipe`.
+
+    A backbone that is described is made, and learns who is where; one that is named is given a memory, and learns a task or a
+    text. A model may be trained further in both ways.
+    """
+    return isinstance(values.get("backbone"), str) or "task" in values or "text" in values

@@ -1,0 +1,61 @@
+"""Associative retrieval: keys with their values, one of which is asked for. It measures how much a memory holds.
+
+Rodkin, Kuratov, Bulatov, Burtsev: Associative Recurrent Memory Transformer (arXiv:2407.04841), section 4.1, "remember" and
+"rewrite", with keys and values that any tokenizer can spell.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from ..errors import ConfigError
+from .base import Placement, Sample
+
+KEYS = range(100, 1000)
+VALUES = tuple(str(number) for number in range(10, 100))
+
+_NUM_PAIRS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200)
+
+
+class Pairs:
+    """Pairs such as "417: 83." anywhere in the text, in which no key is there twice; the question is "417:".
+
+    Args:
+        num_pairs: How many; of several numbers, one is drawn for each sample. In short texts those that fit are drawn.
+        rewrite: Whether keys are drawn anew for each pair from half as many keys as there are pairs, so that most of them get
+            a new value later on. The last one is asked for.
+
+    Raises:
+        ConfigError: if a number of pairs is below 1 or above the number of keys.
+
+    Example:
+        >>> sample = Pairs(num_pairs=2).draw(random.Random(0))
+        >>> sample.facts, sample.question, sample.answer
+        (('876: 15.', '530: 43.'), '876:', '15')
+    """
+
+    name = "pairs"
+    answers: tuple[str, ...] | None = VALUES
+    placement: Placement = "anywhere"
+
+    def __init__(self, num_pairs: int | Sequence[int] = _NUM_PAIRS, *, rewrite: bool = False) -> None:
+        self.num_pairs = (num_pairs,) if isinstance(num_pairs, int) else tuple(num_pairs)
+        self.rewrite = rewrite
+        impossible = [number for number in self.num_pairs if not 1 <= number <= len(KEYS)]
+        if impossible or not self.num_pairs:
+            raise ConfigError(f"num_pairs={num_pairs!r} of task 'pairs' must be from 1 to {len(KEYS)}")
+
+    def draw(self, rng: random.Random) -> Sample:
+        """Pairs, and the question for one of their keys, all alike likely."""
+        number = rng.choice(self.num_pairs)
+        if self.rewrite:
+            known = rng.sample(KEYS, (number + 1) // 2)
+            keys = [rng.choice(known) for _ in range(number)]
+        else:
+            keys = rng.sample(KEYS, number)
+        values = [rng.choice(VALUES) for _ in keys]
+        last = {key: index for index, key in enumerate(keys)}
+        asked = rng.choice(sorted(last))
+        facts = tuple(f"{key}: {value}." for key, value in zip(keys, values, strict=True))
+        return Sample(facts, f"{asked}:", values[last[asked]], (last[asked],), VALUES)
