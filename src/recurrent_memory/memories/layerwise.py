@@ -7,6 +7,8 @@ the diagonal schedule (`inference/diagonal.py`) lives on, and all that a kind of
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -87,17 +89,43 @@ class LayerwiseMemory(Memory):
         rows = self.rows(backbone, segment, write=True)
         if not self.config.num_memory_tokens:
             return rows.text_of(backbone.encode(rows.embeddings, rows.lengths)), tensors
+        with self._remembering(backbone, rows, tensors) as new:
+            hidden = backbone.encode(rows.embeddings, rows.lengths)
+        return rows.text_of(hidden), new
+
+    def write(self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `Memory.write`: the last layer runs at the write tokens alone."""
+        if not self.config.num_memory_tokens:
+            return tensors
+        rows = self.rows(backbone, segment, write=True)
+        with self._remembering(backbone, rows, tensors) as new:
+            backbone.encode_at(rows.embeddings, rows.lengths, positions_at_end(rows, self.config.num_memory_tokens))
+        return new
+
+    @contextmanager
+    def _remembering(self, backbone: Backbone, rows: Rows, tensors: dict[str, Tensor]) -> Generator[dict[str, Tensor]]:
+        """While this lasts, layers recall and remember; what they keep then stands in the dictionary that is given."""
+        size, weights = self.config.num_memory_tokens, self.layer_weights()
+        where, layers = positions_at_end(rows, size), backbone.layers()
+        recall = self._before(backbone, weights, tensors)
         kept: dict[int, dict[str, Tensor]] = {}
-        where = positions_at_end(rows, self.config.num_memory_tokens)
-        weights = self.layer_weights()
+        new: dict[str, Tensor] = {}
+
+        def is_written(layer: int, hidden: Tensor) -> bool:
+            """Whether a layer, the last, is run at the write tokens alone (`last_layer.py`)."""
+            return layer == len(layers) - 1 and hidden.shape[1] == size
+
+        def before(layer: int, hidden: Tensor) -> Tensor:
+            is_behind = self.recalls_at_start and is_written(layer, hidden)
+            return hidden if is_behind else recall(layer, hidden)
 
         def after(layer: int, hidden: Tensor) -> None:
-            kept[layer] = self.remember(_of_layer(weights, layer), take(hidden, where), _in_layer(tensors, layer))
+            written = hidden if is_written(layer, hidden) else take(hidden, where)
+            kept[layer] = self.remember(_of_layer(weights, layer), written, _in_layer(tensors, layer))
 
-        with watching(backbone.layers(), self._before(backbone, weights, tensors), after):
-            hidden = backbone.encode(rows.embeddings, rows.lengths)
-        new = {name: torch.stack([kept[layer][name] for layer in range(len(kept))], 1) for name in tensors}
-        return rows.text_of(hidden), new
+        with watching(layers, before, after):
+            yield new
+        new.update({name: torch.stack([kept[layer][name] for layer in range(len(kept))], 1) for name in tensors})
 
     def look(
         self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None
