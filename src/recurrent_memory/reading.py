@@ -46,7 +46,7 @@ class ReadsInSegments(PreTrainedModel):
     def fast(self) -> str:
         """Which shortcuts are taken; they compute the same, and round differently in the last digits.
 
-        `auto`: the last layer runs where its output is wanted; `off`: everything as it is written; `compile`: as `auto`,
+        `auto`: the last layer runs where its output is wanted alone, if that saves time; `off`: everything as it is written; `compile`: as `auto`,
         and the other layers are compiled when they are first called, which takes half a minute and pays for long texts.
 
         Raises:

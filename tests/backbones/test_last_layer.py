@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contract.backbones import BACKBONES, S
 from contract.cases import assert_close, batch, model_of, texts_of
-from recurrent_memory.backbones.last_layer import is_possible, take
+from recurrent_memory.backbones.last_layer import is_possible, is_worth, take
 from recurrent_memory.segments import Segment
 
 TINY = [tiny for tiny in BACKBONES if tiny.carry == "hidden"]
@@ -105,3 +105,16 @@ def test_positions_may_differ_from_row_to_row() -> None:
     assert torch.equal(take(hidden, positions), expected)
     heads = hidden[:, None].expand(2, 5, 4, 3)
     assert torch.equal(take(heads, positions), expected[:, None].expand(2, 5, 2, 3))
+
+
+def test_a_shortcut_is_taken_where_it_saves_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, rows = nn.Linear(9, 10), torch.zeros(2, 8, 9)  # 100 weights; 2 rows of which 8 - 3 positions are left out
+    for worth, taken in ((2_000, True), (2_001, False)):
+        monkeypatch.setattr("recurrent_memory.backbones.last_layer.WORTH_ON_CPU", worth)
+        assert is_worth(layer, rows, slice(-3, None)) == is_worth(layer, rows, torch.zeros(2, 3).long()) == taken
+    model = model_of(next(tiny for tiny in TOKENS if tiny.name == "gpt2"))
+    segment = segments(next(tiny for tiny in TOKENS if tiny.name == "gpt2"))["full"]
+    monkeypatch.setattr("recurrent_memory.backbones.last_layer.WORTH_ON_CPU", 1e9)
+    whole = flops(model, segment)
+    monkeypatch.setattr("recurrent_memory.backbones.last_layer.WORTH_ON_CPU", 0)
+    assert flops(model, segment) < whole

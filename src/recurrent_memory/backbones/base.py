@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from ..errors import BackboneError
-from .last_layer import Positions, is_possible, take, trimmed
+from .last_layer import Positions, is_possible, is_worth, take, trimmed
 
 
 class Backbone(ABC):
@@ -122,7 +122,8 @@ class Backbone(ABC):
             positions: Those that are wanted, the same in all rows (a slice) or not.
         """
         backbone = self
-        if self.is_fast and (last := self._last_layer()) is not None:
+        last = self._last_layer() if self.is_fast else None
+        if last is not None and is_worth(last, rows, positions):
             backbone = copy.copy(self)
             backbone.body = trimmed(self.body, last, positions)
         return take(backbone.encode(rows, lengths), positions)

@@ -18,6 +18,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+WORTH_ON_CPU = 1e8
+"""Floating-point operations that take about a millisecond (decision 0010)."""
+WORTH_ELSEWHERE = 1e11
+"""Likewise on a GPU of about 100 TFLOP/s. Not measured."""
+
 Positions = Int[Tensor, "B M"] | slice
 
 
@@ -47,6 +52,18 @@ def trimmed(body: PreTrainedModel, last: nn.Module, positions: Positions) -> Pre
 def is_possible(last: nn.Module) -> bool:
     """Whether a position takes from others only what attention gives it: there is no convolution over positions."""
     return not any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.RNNBase) for module in last.modules())
+
+
+def is_worth(last: nn.Module, rows: Float[Tensor, "B R D"], positions: Positions) -> bool:
+    """Whether leaving out the other positions saves more time than running up to the attention twice takes.
+
+    That is about a millisecond of Python and small operations, whatever the size of the layer.
+    """
+    batch, length = rows.shape[:2]
+    kept = len(range(*positions.indices(length))) if isinstance(positions, slice) else positions.shape[1]
+    weights = sum(tensor.numel() for tensor in (*last.parameters(), *last.buffers()))
+    least = WORTH_ON_CPU if rows.device.type == "cpu" else WORTH_ELSEWHERE
+    return 2 * weights * batch * (length - kept) >= least
 
 
 def _replaced(module: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module | None:
