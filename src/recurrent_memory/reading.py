@@ -46,8 +46,9 @@ class ReadsInSegments(PreTrainedModel):
     def fast(self) -> str:
         """Which shortcuts are taken; they compute the same, and round differently in the last digits.
 
-        `auto`: the last layer runs where its output is wanted alone, if that saves time; `off`: everything as it is written; `compile`: as `auto`,
-        and the other layers are compiled when they are first called, which takes half a minute and pays for long texts.
+        `auto`: the last layer runs where its output is wanted alone, if that saves time; `off`: everything as it is written;
+        `compile`: as `auto`, and the other layers are compiled when they are first called, which takes half a minute and pays
+        for long texts.
 
         Raises:
             ConfigError: if it is set to something else, or `compile` cannot be done: without a C++ compiler for a model on
