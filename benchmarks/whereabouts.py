@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--only", help="run these jobs, by name, with commas between them")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
+    code = commit()  # what is running, whatever is committed meanwhile
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(arguments.model, "cpu", "float32")
@@ -193,7 +194,7 @@ def main() -> None:
             "text_chars": len(used),
             "text_bytes_per_token": round(len(used.encode()) / job.length, 3),
             "command": " ".join(["python", "-m", "benchmarks.whereabouts", *sys.argv[1:]]),
-            "commit": commit(),
+            "commit": code,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "cores": os.cpu_count(),
