@@ -50,6 +50,7 @@ def begin_with_backbone(name: str, memory: MemoryConfig, task: str | None, loadi
         ConfigError: if what is passed on is not for the backbone in the package.
     """
     backbone: Any = name
+    tokenizer: Any = None
     if name == SHIPPED:
         if "quantization_config" in loading:
             raise ConfigError("lora.bits: the backbone in the package is far too small for 4 bits; leave it out")
