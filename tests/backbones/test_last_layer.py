@@ -12,6 +12,8 @@ from contract.cases import assert_close, batch, model_of, texts_of
 from recurrent_memory.backbones.last_layer import is_possible, is_worth, take
 from recurrent_memory.segments import Segment
 
+pytestmark = pytest.mark.usefixtures("shortcuts_in_small_models")
+
 TINY = [tiny for tiny in BACKBONES if tiny.carry == "hidden"]
 TOKENS = [tiny for tiny in TINY if tiny.kind == "tokens"]
 every_backbone = pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.name)
@@ -110,11 +112,11 @@ def test_positions_may_differ_from_row_to_row() -> None:
 def test_a_shortcut_is_taken_where_it_saves_time(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, rows = nn.Linear(9, 10), torch.zeros(2, 8, 9)  # 100 weights; 2 rows of which 8 - 3 positions are left out
     for worth, taken in ((2_000, True), (2_001, False)):
-        monkeypatch.setattr("recurrent_memory.backbones.last_layer.WORTH_ON_CPU", worth)
+        monkeypatch.setattr("recurrent_memory.backbones.last_layer.WORTH", worth)
         assert is_worth(layer, rows, slice(-3, None)) == is_worth(layer, rows, torch.zeros(2, 3).long()) == taken
-    model = model_of(next(tiny for tiny in TOKENS if tiny.name == "gpt2"))
-    segment = segments(next(tiny for tiny in TOKENS if tiny.name == "gpt2"))["full"]
-    monkeypatch.setattr("recurrent_memory.backbones.last_layer.WORTH_ON_CPU", 1e9)
+    tiny = next(tiny for tiny in TOKENS if tiny.name == "gpt2")
+    model, segment = model_of(tiny), segments(tiny)["full"]
+    monkeypatch.setattr("recurrent_memory.backbones.last_layer.WORTH", 1e9)
     whole = flops(model, segment)
-    monkeypatch.setattr("recurrent_memory.backbones.last_layer.WORTH_ON_CPU", 0)
+    monkeypatch.setattr("recurrent_memory.backbones.last_layer.WORTH", 0)
     assert flops(model, segment) < whole

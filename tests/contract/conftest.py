@@ -39,6 +39,5 @@ def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _shortcuts_in_small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers of tiny models, too, run at the positions that are wanted alone, though nothing is saved by it."""
-    monkeypatch.setattr("recurrent_memory.backbones.last_layer.WORTH_ON_CPU", 0)
+def _shortcuts(shortcuts_in_small_models: None) -> None:
+    """The suite is run over the shortcuts."""

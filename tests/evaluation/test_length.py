@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,8 @@ def test_a_folder_with_an_evaluation_is_not_overwritten(noise: NoiseSource, tmp_
     assert len(run(noise, tmp_path, resume=True).rows) == 7
     with pytest.raises(InputError, match="holds an evaluation with another samples, seed; give another --out"):
         run(noise, tmp_path, resume=True, plan=LengthEvaluation("detect", PLAN.lengths, (3, 5), seed=4, lanes=2))
+    with pytest.raises(InputError, match="holds an evaluation with another options; give another --out"):
+        run(noise, tmp_path, resume=True, plan=replace(PLAN, options={"source": "elsewhere"}))
     (tmp_path / "rows" / "80-0.json").write_text("[{")
     with pytest.raises(InputError, match=r"80-0\.json: is damaged .*; delete it"):
         run(noise, tmp_path, resume=True)

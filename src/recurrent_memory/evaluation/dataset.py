@@ -10,14 +10,13 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..inference.asking import ask
-from ..inference.peak_memory import peak_rss_mb
 from ..inference.reader import MemoryReader
 from ..model import RecurrentMemoryModel
 from ..tasks.babilong import LongSample, babilong_match, iter_babilong, task_labels
 from ..tasks.scoring import exact_match
-from .folder import ROWS, open_folder, read_rows, write_results, write_rows
+from .folder import ROWS, open_folder, read_rows, write_rows
 from .length import Row
-from .length_run import LengthResult, Scoring
+from .length_run import LengthResult, Scoring, conclude
 
 
 def evaluate_dataset(
@@ -94,19 +93,7 @@ def evaluate_dataset(
             tokens += length * len(found)
             write_rows(kept, found)
         rows += read_rows(kept)
-    cost = {"elapsed_s": round(time.monotonic() - started, 1), "peak_rss_mb": round(peak_rss_mb(), 1)}
-    lines = write_results(
-        folder,
-        settings,
-        rows,
-        model.memory_config.segment_length,
-        f"{task} of {source}",
-        None,
-        tokens_read=tokens,
-        state_bytes=model.initial_state(1).num_bytes,
-        **cost,
-    )
-    return LengthResult(lines, rows, tokens, **cost)
+    return conclude(folder, settings, rows, model, f"{task} of {source}", None, tokens=tokens, started=started)
 
 
 def _nominal(name: str) -> int:

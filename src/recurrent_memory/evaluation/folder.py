@@ -69,7 +69,7 @@ def write_results(
     segment_length: int,
     title: str,
     chance: float | None,
-    **made: Any,
+    made: dict[str, Any],
 ) -> list[Line]:
     """The table of all answers, as CSV, as JSON beside the settings and what it took (`made`), and as a plot."""
     lines = tabulate(rows, segment_length)

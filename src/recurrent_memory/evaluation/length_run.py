@@ -149,19 +149,36 @@ def evaluate_lengths(
             if tell is not None:
                 tell(done, total)
     chance = 1 / len(task.answers) if task.answers else None
+    return conclude(folder, settings, rows, model, f"{plan.task} in {noise.name}", chance, tokens=read, started=started)
+
+
+def conclude(
+    folder: Path,
+    settings: dict[str, Any],
+    rows: list[Row],
+    model: RecurrentMemoryModel,
+    title: str,
+    chance: float | None,
+    *,
+    tokens: int,
+    started: float,
+) -> LengthResult:
+    """Write what an evaluation found, and what it took.
+
+    Args:
+        folder: Its folder.
+        settings: What was asked for.
+        rows: Every answer.
+        model: That was asked.
+        title: Of the plot.
+        chance: The accuracy of guessing; None: the answers are open.
+        tokens: That the model read in this run.
+        started: When it began, by `time.monotonic`.
+    """
     cost = {"elapsed_s": round(time.monotonic() - started, 1), "peak_rss_mb": round(peak_rss_mb(), 1)}
-    lines = write_results(
-        folder,
-        settings,
-        rows,
-        model.memory_config.segment_length,
-        f"{plan.task} in {noise.name}",
-        chance,
-        tokens_read=read,
-        state_bytes=model.initial_state(1).num_bytes,
-        **cost,
-    )
-    return LengthResult(lines, rows, read, **cost)
+    made = {"tokens_read": tokens, "state_bytes": model.initial_state(1).num_bytes, **cost}
+    lines = write_results(folder, settings, rows, model.memory_config.segment_length, title, chance, made)
+    return LengthResult(lines, rows, tokens, **cost)
 
 
 def _scorer(plan: LengthEvaluation) -> Callable[[str, Sample], bool]:
