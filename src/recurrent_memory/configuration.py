@@ -22,6 +22,7 @@ class RecurrentMemoryConfig(PretrainedConfig):
         peft: The PEFT adapters inside the backbone: name to configuration.
         peft_active: The names of those in use.
         fingerprint: Of the weights, written by `save_pretrained`.
+        backbone_source: Where the weights are that `save_pretrained(…, backbone=NAME)` left out.
     """
 
     model_type = "recurrent-memory"
@@ -37,6 +38,7 @@ class RecurrentMemoryConfig(PretrainedConfig):
         peft: dict[str, dict[str, Any]] | None = None,
         peft_active: list[str] | None = None,
         fingerprint: str | None = None,
+        backbone_source: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone, dict):
@@ -50,6 +52,7 @@ class RecurrentMemoryConfig(PretrainedConfig):
         self.peft = peft or {}
         self.peft_active = peft_active or list(self.peft)[-1:]
         self.fingerprint = fingerprint
+        self.backbone_source = backbone_source
         if backbone is not None:
             for name in ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size", "is_encoder_decoder"):
                 kwargs.setdefault(name, getattr(backbone, name, None))

@@ -124,7 +124,12 @@ def load_pretrained(
         raise BackboneError(
             f"{path}: the weights cannot be loaded ({_first_line(error)}); is the folder whole?"
         ) from error
-    if missing := sorted(info["missing_keys"]):
+    missing = set(info["missing_keys"])
+    if loaded.config.backbone_source is not None:
+        from .lean_saving import complete
+
+        missing = complete(loaded, missing)
+    if missing := sorted(missing):
         raise BackboneError(
             f"{path}: the weights lack {missing[:3]}{' …' if len(missing) > 3 else ''}; is the folder whole?"
         )

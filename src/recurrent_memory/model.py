@@ -124,15 +124,23 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
         """
         return load_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | Path, *, backbone: str | Path | None = None, **kwargs: Any
+    ) -> None:
         """Write `config.json` and safetensors into a folder, PEFT adapters inside.
 
         Args:
             save_directory: The folder.
+            backbone: The hub id or the folder that the backbone came from: what is there as it is here is left out, and
+                loaded from there with the model. A memory and an adapter take a few megabytes.
             **kwargs: As of `PreTrainedModel.save_pretrained`, such as the weights in place of the model's own, `state_dict`.
 
         Raises:
             ConfigError: if the model computes in int8.
+            BackboneError: if `backbone` cannot be loaded, or has nothing in common with this one.
+
+        Example:
+            >>> model.save_pretrained("memory", backbone="gpt2")
         """
         if is_quantized(self.backbone):
             raise ConfigError(
@@ -145,6 +153,12 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
             from .adapters import active_adapters
 
             self.config.peft_active = active_adapters(self.backbone)
+        self.config.backbone_source = None
+        if backbone is not None:
+            from .lean_saving import split_off
+
+            weights, source = split_off(self, self.state_dict() if given is None else given, str(backbone))
+            kwargs["state_dict"], self.config.backbone_source = weights, source
         super().save_pretrained(str(save_directory), **kwargs)
 
     def _check_fits(self) -> None:

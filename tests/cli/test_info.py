@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from recurrent_memory import MemoryState
+from recurrent_memory import MemoryConfig, MemoryState, RecurrentMemoryModel
 from tiny_models import tiny_backbone, tiny_model
 
 
@@ -24,6 +24,14 @@ def test_a_model_folder(rmt: Any, folder: Path) -> None:
     assert values["parameters"] == parameters
     assert values["memory"] == tiny_model().memory_config.to_dict()
     assert values["fingerprint"] == tiny_model().fingerprint
+
+
+def test_a_model_that_was_saved_without_its_backbone(rmt: Any, tmp_path: Path) -> None:
+    tiny_backbone().save_pretrained(tmp_path / "plain")
+    model = RecurrentMemoryModel.from_backbone(tmp_path / "plain", MemoryConfig(2, 16))
+    model.save_pretrained(tmp_path / "lean", backbone=tmp_path / "plain")
+    assert f"The rest of its weights is that of {tmp_path / 'plain'}.\n" in rmt("info", tmp_path / "lean").out
+    assert rmt("info", tmp_path / "lean", "--json").json["backbone_source"] == str(tmp_path / "plain")
 
 
 def test_a_model_without_a_memory(rmt: Any, tmp_path: Path) -> None:

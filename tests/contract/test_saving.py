@@ -1,11 +1,13 @@
 """Save, load, continue: exact, for states, models, and models with a PEFT adapter inside."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from contract.backbones import BACKBONES, DECODERS, M, S, Tiny
@@ -25,6 +27,7 @@ from contract.cases import (
     texts_of,
 )
 from recurrent_memory import (
+    BackboneError,
     ConfigError,
     MemoryConfig,
     MemoryState,
@@ -107,6 +110,70 @@ def test_a_saved_model_is_the_same_model(tiny: Tiny, tmp_path: Path) -> None:
     # and again: what was loaded can be saved
     loaded.save_pretrained(tmp_path / "again")
     assert_same_model(RecurrentMemoryModel.from_pretrained(tmp_path / "again"), model, tiny)
+
+
+@every_backbone
+def test_a_model_saved_without_its_backbone_is_the_same_model(tiny: Tiny, tmp_path: Path) -> None:
+    backbone_of(tiny).float().save_pretrained(tmp_path / "backbone")
+    model = copy_of(tiny, dtype=torch.float32)
+    model.backbone.load_state_dict(type(model.backbone).from_pretrained(tmp_path / "backbone").state_dict())
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "lean", backbone=tmp_path / "backbone")
+    with safe_open(tmp_path / "lean" / "model.safetensors", "pt") as file:
+        assert all(name.startswith("memory.") for name in file.keys())  # noqa: SIM118
+    loaded = RecurrentMemoryModel.from_pretrained(tmp_path / "lean")
+    assert_same_model(loaded, model, tiny)
+    loaded.save_pretrained(tmp_path / "again")  # whole
+    assert_same_model(RecurrentMemoryModel.from_pretrained(tmp_path / "again"), model, tiny)
+    shutil.rmtree(tmp_path / "backbone")
+    RecurrentMemoryModel.from_pretrained(tmp_path / "again")
+    with pytest.raises(BackboneError, match="backbone: the backbone of this model cannot be loaded"):
+        RecurrentMemoryModel.from_pretrained(tmp_path / "lean")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_is_saved_without_the_backbone(dtype: torch.dtype, tmp_path: Path) -> None:
+    backbone = backbone_of(gpt2).to(dtype)
+    backbone.save_pretrained(tmp_path / "backbone")
+    model = RecurrentMemoryModel.from_backbone(backbone, MemoryConfig(M, S))
+    model.add_peft_adapter(LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or name.startswith("memory."):
+                parameter.normal_(std=0.1)
+        model.backbone.transformer.ln_f.bias.add_(0.5)  # a weight of the backbone that was trained is kept too
+    model.save_pretrained(tmp_path / "lean", backbone=tmp_path / "backbone")
+    with safe_open(tmp_path / "lean" / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert not any("base_layer" in name for name in names)
+    assert {name for name in names if not ("lora_" in name or name.startswith("memory."))} == {
+        "backbone.transformer.ln_f.bias"
+    }
+    for wanted in (None, torch.float32):
+        loaded = RecurrentMemoryModel.from_pretrained(tmp_path / "lean", **({"dtype": wanted} if wanted else {}))
+        assert loaded.dtype == (wanted or dtype)
+        assert loaded.fingerprint == model.fingerprint
+        theirs = model.state_dict()
+        for name, tensor in loaded.state_dict().items():
+            assert torch.equal(tensor, theirs[name].to(loaded.dtype)), name
+
+
+def test_another_backbone_under_a_model_saved_without_it_is_refused(tmp_path: Path) -> None:
+    backbone = backbone_of(gpt2).float()
+    backbone.save_pretrained(tmp_path / "backbone")
+    model = RecurrentMemoryModel.from_backbone(tmp_path / "backbone", MemoryConfig(M, S))
+    model.save_pretrained(tmp_path / "lean", backbone=tmp_path / "backbone")
+    with torch.no_grad():
+        next(backbone.parameters()).add_(1)
+    backbone.save_pretrained(tmp_path / "backbone")
+    with pytest.raises(BackboneError, match="is not the backbone that this model was saved without"):
+        RecurrentMemoryModel.from_pretrained(tmp_path / "lean")
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.add_(2)
+    with pytest.raises(BackboneError, match="no weight of it is in the model"):
+        model.save_pretrained(tmp_path / "other", backbone=tmp_path / "backbone")
+    assert not (tmp_path / "other").exists()
 
 
 @every_backbone

@@ -89,6 +89,12 @@ def test_few_checkpoints_are_kept_and_the_best_is_one(tmp_path: Path, monkeypatc
     assert kept == {"checkpoint-2", "checkpoint-8"}
 
 
+def test_of_equally_accurate_ones_the_best_has_the_lowest_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up(monkeypatch, [0.5, 1.0, 1.0, 1.0, 0.9], losses=[0.1, 0.7, 0.3, 0.4, 0.2])
+    _, (result,), _ = run(tmp_path, Curriculum.of([2], max_steps=10))
+    assert (Path(result.checkpoint).name, result.accuracy) == ("checkpoint-6", 1.0)
+
+
 def test_the_best_may_be_the_one_with_the_lowest_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, [0.2, 0.1, 0.9], losses=[1.5, 1.0, 1.2])
     model = copy_model()

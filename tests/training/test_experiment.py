@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from recurrent_memory import MemoryConfig, RecurrentMemoryModel
@@ -59,6 +60,33 @@ def test_an_experiment_runs_and_its_model_loads(tmp_path: Path) -> None:
     ids = torch.arange(2 * S)[None]
     assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
     assert list(loaded.config.peft) == ["lora"]
+
+
+def test_a_stage_has_the_target_of_the_experiment_its_own_or_none(tmp_path: Path) -> None:
+    stages = [1, {"num_segments": 2, "target_accuracy": 0.5}, {"num_segments": 3, "target_accuracy": None}]
+    planned = load_experiment(written(tmp_path, stages=stages)).plan().planned()
+    assert [stage.target_accuracy for stage in planned] == [0.99, 0.5, None]
+
+
+def test_a_memory_and_its_adapter_are_written_without_the_backbone(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    copy_model().backbone.save_pretrained(tmp_path / "backbone")
+    changes = {"backbone": str(tmp_path / "backbone"), "out": str(tmp_path / "model"), "save_backbone": False}
+    model, _ = run_experiment(
+        load_experiment(written(tmp_path, **changes)),
+        AnyLengthTask(),
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    assert load_file(tmp_path / "model" / "model.safetensors").keys() == {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    assert RecurrentMemoryModel.from_pretrained(tmp_path / "model").fingerprint == model.fingerprint
+    for source in ({"backbone": "shipped"}, {"backbone": None, "model": "shipped", "memory": {}}):
+        with pytest.raises(RecipeError, match="save_backbone: false leaves out what can be loaded from a backbone"):
+            load_experiment(written(tmp_path, **{**changes, **source}))
 
 
 def test_a_model_is_trained_further(tmp_path: Path) -> None:
@@ -124,6 +152,12 @@ def test_the_trainer_gets_the_settings(tmp_path: Path, monkeypatch: pytest.Monke
     assert (args.learning_rate, args.max_grad_norm, args.get_warmup_steps(50)) == (3e-4, 1.0, 5)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 2)
     assert (args.lr_scheduler_type, args.optim) == ("linear", "adamw_torch_fused")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="is about machines without an accelerator")
+def test_bf16_needs_no_accelerator(tmp_path: Path) -> None:
+    args = load_experiment(written(tmp_path, precision="bf16")).arguments()
+    assert (args.bf16, args.device.type) == (True, "cpu")
 
 
 @pytest.mark.parametrize(

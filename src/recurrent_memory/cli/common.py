@@ -91,7 +91,10 @@ class Common:
         self.use_threads()
         if self.seed is not None:
             torch.manual_seed(self.seed)
-        return load_model(name, self.device, self.dtype)
+        model, tokenizer = load_model(name, self.device, self.dtype)
+        if model.dtype == torch.float32:  # in half precision the sum of both would lose some of the adapter
+            model.merge_adapters()
+        return model, tokenizer
 
     def load_state(self, path: str, model: str | None) -> tuple[RecurrentMemoryModel, Any, MemoryState]:
         """A state, the model that wrote it (or the one named), and its tokenizer."""

@@ -65,7 +65,9 @@ def describe_model(folder: Path) -> tuple[dict[str, Any], str]:
         "vocab_size": backbone.get("vocab_size"),
         "has_tokenizer": any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")),
         "fingerprint": config.get("fingerprint"),
+        "backbone_source": (config.get("backbone_source") or {}).get("name"),
     }
+    source = f"The rest of its weights is that of {values['backbone_source']}.\n" if values["backbone_source"] else ""
     adapters = f", with the adapters {', '.join(config['peft'])} inside" if config.get("peft") else ""
     tokenizer = (
         "A tokenizer lies beside it."
@@ -73,7 +75,7 @@ def describe_model(folder: Path) -> tuple[dict[str, Any], str]:
         else "It has no tokenizer, so `rmt` cannot read text with it."
     )
     words = (
-        f"{folder}: a recurrent-memory model: {config.get('backbone_class')}{adapters}{_size(weights)}.\n"
+        f"{folder}: a recurrent-memory model: {config.get('backbone_class')}{adapters}{_size(weights)}.\n{source}"
         f"It reads segments of {memory.get('segment_length')} tokens, and remembers "
         f"{memory.get('num_memory_tokens')} memory tokens of the kind {memory.get('kind')!r}.\n"
         f"Vocabulary: {backbone.get('vocab_size'):,} tokens. {tokenizer}\n"

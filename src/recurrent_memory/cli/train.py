@@ -146,11 +146,14 @@ def _stage_bar() -> Generator[_Report]:
         console=Console(stderr=True),
     )
     tasks: dict[int, Any] = {}
+    known: dict[int, dict[str, Any]] = {}
 
     def update(row: dict[str, Any]) -> None:
-        if row["stage"] not in tasks:
-            tasks[row["stage"]] = progress.add_task("", total=row["max_steps"])
-        progress.update(tasks[row["stage"]], completed=row["step"], description=_stage_line(row))
+        stage = row["stage"]
+        if stage not in tasks:
+            tasks[stage], known[stage] = progress.add_task("", total=row["max_steps"]), {}
+        known[stage] |= row
+        progress.update(tasks[stage], completed=row["step"], description=_stage_line(known[stage]))
 
     with progress:
         yield update

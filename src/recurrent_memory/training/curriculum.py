@@ -159,8 +159,8 @@ def train_curriculum(
         backpropagation: Which gradient is taken, and how.
         num_eval_examples: How many held-out examples an evaluation reads.
         eval_examples: What they are drawn from; None: from `examples`.
-        best_by: Which checkpoint of a stage is its best: the one with the highest held-out accuracy, or with the lowest
-            held-out loss.
+        best_by: Which checkpoint of a stage is its best: the one with the highest held-out accuracy (among equals, the lowest
+            held-out loss), or with the lowest held-out loss.
         memory_learning_rate: Of the memory's parameters, at its highest, in every stage; None: that of the others.
         processing_class: The tokenizer, saved beside the model.
         callbacks: Further callbacks of the Trainer.

@@ -19,6 +19,7 @@ from transformers.trainer_utils import set_seed
 from ..config import MemoryConfig
 from ..errors import ConfigError, RecipeError
 from ..model import RecurrentMemoryModel
+from ..models import SHIPPED
 from ..tasks.registry import load_task
 from .beginning import Beginning, begin_with_backbone, begin_with_model
 from .curriculum import Curriculum, Stage, StageResult, train_curriculum
@@ -70,6 +71,8 @@ class Experiment(Strict):
         num_eval_examples: Held-out examples that are measured on.
         seed: Of everything that is drawn.
         out: The folder of the model; logs and checkpoints go to `<out>.run`.
+        save_backbone: False: what is as in the backbone is left out of the model's folder, and loaded from the backbone with
+            it; a memory and an adapter take a few megabytes.
     """
 
     name: str
@@ -99,6 +102,7 @@ class Experiment(Strict):
     num_eval_examples: int = Field(64, ge=1)
     seed: int = 0
     out: str
+    save_backbone: bool = True
 
     @field_validator("memory")
     @classmethod
@@ -121,6 +125,10 @@ class Experiment(Strict):
             raise ConfigError("a model has its memory and its head; leave memory, backbone_task and num_labels out")
         if self.model is not None and self.lora is not None and self.lora.bits is not None:
             raise ConfigError("lora.bits is of a backbone that is loaded; leave it out with a model")
+        if not self.save_backbone and (self.backbone in (None, SHIPPED) or (self.lora and self.lora.bits)):
+            raise ConfigError(
+                "save_backbone: false leaves out what can be loaded from a backbone: a hub id or a folder, not in 4 bits"
+            )
         return self
 
     @model_validator(mode="after")
@@ -147,7 +155,7 @@ class Experiment(Strict):
             Stage(
                 s.num_segments,
                 s.max_steps or self.max_steps,
-                s.target_accuracy or self.target_accuracy,
+                s.target_accuracy if "target_accuracy" in s.model_fields_set else self.target_accuracy,
                 s.learning_rate,
                 s.eval_segments,
                 s.carried.build() if s.carried is not None else None,
@@ -171,6 +179,7 @@ class Experiment(Strict):
             "adam_beta1": optimizer.betas[0],
             "adam_beta2": optimizer.betas[1],
             "max_grad_norm": optimizer.clip,
+            "use_cpu": not torch.accelerator.is_available(),
             "bf16": self.precision == "bf16",
             "fp16": self.precision == "fp16",
             "eval_steps": self.eval_every,
@@ -311,7 +320,8 @@ def run_experiment(
     model.eval()
     weights = whole_weights(model)
     if args.process_index == 0:
-        model.save_pretrained(experiment.out, state_dict=weights)
+        backbone = None if experiment.save_backbone else experiment.backbone
+        model.save_pretrained(experiment.out, backbone=backbone, state_dict=weights)
         if tokenizer is not None:
             tokenizer.save_pretrained(experiment.out)
     return model, results

@@ -45,7 +45,10 @@ class CarriedRecipe(Strict):
 
 
 class StageRecipe(Strict):
-    """See `Stage`; the limit, the target and the learning rate are the experiment's where they are left out."""
+    """See `Stage`; the limit, the target and the learning rate are the experiment's where they are left out.
+
+    `target_accuracy: null` is a stage that takes all its steps.
+    """
 
     num_segments: int = Field(ge=1)
     max_steps: int | None = Field(None, ge=1)

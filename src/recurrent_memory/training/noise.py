@@ -71,7 +71,7 @@ def _from_path(path: Path, max_chars: int, seed: int) -> list[str]:
         files = sorted(
             p
             for p in path.rglob("*")
-            if p.suffix.lower() in TEXT_SUFFIXES and "test" not in p.as_posix().split("/")[-2] and p.is_file()
+            if p.suffix.lower() in TEXT_SUFFIXES and (p.parent == path or "test" not in p.parent.name) and p.is_file()
         )
     random.Random(seed).shuffle(files)
     documents: list[str] = []

@@ -18,8 +18,8 @@ Report = Callable[[Row], None]
 class RowsCallback(TrainerCallback):
     """Calls a function with a row after every step that is logged, and after every evaluation.
 
-    A row has `stage` (from 0), `num_stages`, `num_segments`, `step`, `max_steps`, `elapsed_s` (of the stage), and the last
-    known `loss`, `accuracy`, `eval_loss`, `eval_accuracy`.
+    A row has `stage` (from 0), `num_stages`, `num_segments`, `step`, `max_steps`, `elapsed_s` (of the stage), and what was
+    measured: `loss` and `accuracy`, or `eval_loss` and `eval_accuracy`.
 
     Args:
         report: The function.
@@ -44,8 +44,8 @@ class RowsCallback(TrainerCallback):
         if not known or not state.is_world_process_zero:
             return
         elapsed_s = round(time.monotonic() - self._started, 1)
-        self._row |= {"step": state.global_step, "max_steps": state.max_steps, "elapsed_s": elapsed_s, **known}
-        self._report(dict(self._row))
+        step = {"step": state.global_step, "max_steps": state.max_steps, "elapsed_s": elapsed_s}
+        self._report({**self._row, **step, **known})
 
 
 def report_rows(trainer: Trainer, callback: RowsCallback) -> None:

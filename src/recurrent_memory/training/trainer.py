@@ -154,6 +154,24 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         total = torch.tensor(values, dtype=torch.float64, device=self.args.device)
         return cast(Tensor, self.accelerator.reduce(total, "sum")).tolist()
 
+    # ------------------------------------------------------------------ what is kept
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Of two that are equally accurate, as all are in the end where a task can be learned, the one with the lower loss."""
+        if super()._determine_best_metric(metrics, trial):
+            return True
+        if self.args.metric_for_best_model != "accuracy" or metrics["eval_accuracy"] != self.state.best_metric:
+            return False
+        before = next(
+            row["eval_loss"]
+            for row in self.state.log_history
+            if row["step"] == self.state.best_global_step and "eval_loss" in row
+        )
+        if metrics["eval_loss"] >= before:
+            return False
+        self.state.best_global_step = self.state.global_step
+        return True
+
     # ------------------------------------------------------------------ what is reported
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -1,0 +1,100 @@
+"""Folders without what is as in the backbone: a memory with its adapter takes a few megabytes, most backbones do not."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from .errors import BackboneError
+
+if TYPE_CHECKING:
+    from .model import RecurrentMemoryModel
+
+_OF_ADAPTERS = (".base_layer", ".original_module")
+
+
+def split_off(
+    model: RecurrentMemoryModel, weights: dict[str, Tensor], name: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A model's weights but for those that its backbone has too.
+
+    Args:
+        model: The model.
+        weights: All of its weights.
+        name: The backbone: a hub id, or a folder.
+
+    Returns:
+        What is left, and what `complete` needs to know of the rest, for the configuration.
+
+    Raises:
+        BackboneError: if the backbone cannot be loaded, or nothing in it is as in the model.
+    """
+    theirs = _backbone_weights(model, name)
+    same = {
+        ours: theirs[_plain(ours)]
+        for ours, tensor in weights.items()
+        if _plain(ours) in theirs and torch.equal(tensor.detach().cpu(), theirs[_plain(ours)])
+    }
+    if not same:
+        raise BackboneError(f"{name}: no weight of it is in the model as it is there; save the model whole")
+    left = {ours: tensor for ours, tensor in weights.items() if ours not in same}
+    return left, {"name": name, "dtype": str(model.dtype).removeprefix("torch."), "sha256": _digest(same)}
+
+
+def complete(model: RecurrentMemoryModel, missing: set[str]) -> set[str]:
+    """Give a model that was saved without them the weights of its backbone.
+
+    Args:
+        model: The model.
+        missing: The names of the weights that its folder lacks.
+
+    Returns:
+        The names of those that the backbone lacks too.
+
+    Raises:
+        BackboneError: if the backbone cannot be loaded, or is no longer what it was.
+    """
+    source = model.config.backbone_source
+    theirs = _backbone_weights(model, source["name"], source["dtype"])
+    found = {ours: theirs[_plain(ours)] for ours in missing if _plain(ours) in theirs}
+    if _digest(found) != source["sha256"]:
+        raise BackboneError(
+            f"{source['name']}: is not the backbone that this model was saved without (its weights are others); give the "
+            "one that it was trained on, at the same place"
+        )
+    own = model.state_dict()
+    with torch.no_grad():
+        for ours, tensor in found.items():
+            own[ours].copy_(tensor)
+    return missing - found.keys()
+
+
+def _backbone_weights(model: RecurrentMemoryModel, name: str, dtype: str | None = None) -> dict[str, Tensor]:
+    wanted = getattr(torch, dtype) if dtype is not None else model.dtype
+    head = {"num_labels": model.backbone.config.num_labels}
+    try:
+        with torch.random.fork_rng(devices=[]):  # a head that is not there is drawn
+            backbone: Any = type(model.backbone).from_pretrained(name, dtype=wanted, use_safetensors=True, **head)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise BackboneError(f"{name}: the backbone of this model cannot be loaded ({reason})") from error
+    return cast(dict[str, Tensor], backbone.state_dict())
+
+
+def _plain(name: str) -> str:
+    """The name of a weight in the backbone alone, without adapters."""
+    name = name.removeprefix("backbone.")
+    for part in _OF_ADAPTERS:
+        name = name.replace(f"{part}.", ".")
+    return name
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{_plain(name)} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(cast(Any, tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
