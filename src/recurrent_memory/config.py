@@ -23,6 +23,9 @@ class MemoryConfig:
         carry: What is carried of the hidden state at the write positions: `hidden`, all of it, as in the papers; `sign`,
             one bit of each of its numbers, which lasts for longer; `norm`, all of it, on the scale of embeddings; `gate`,
             as much of it as a learned gate lets through, added to the first memory. Of `kind="tokens"` only.
+        recent: R, how many of the M memory tokens, the last ones, are the embeddings of the last R tokens that were read; the
+            others are written by the model. With R = M nothing is written: segments overlap by M tokens, no more. Of
+            `kind="tokens"` only.
         hold: τ of `carry="sign"`: how far a number has to be on the other side of 0 before its bit is turned over.
         key_width: d_mem, the width of keys and queries before their feature map; of `kind="associative"` only.
         dpfp_order: ν of the feature map, which makes K = 2·ν·d_mem features; of `kind="associative"` only.
@@ -39,6 +42,7 @@ class MemoryConfig:
     segment_length: int = 512
     kind: str = "tokens"
     carry: str = "hidden"
+    recent: int = 0
     hold: float = 0.0
     key_width: int = 64
     dpfp_order: int = 3
@@ -55,10 +59,22 @@ class MemoryConfig:
             raise ConfigError(f"carry={self.carry!r} is not a way to carry; choose one of {', '.join(CARRY_NAMES)}")
         if self.carry != "hidden" and self.kind != "tokens":
             raise ConfigError(f"carry={self.carry!r} is of kind='tokens' only; leave it out of kind={self.kind!r}")
+        _check_int("recent", self.recent, minimum=0)
+        if self.recent and self.kind != "tokens":
+            raise ConfigError(f"recent={self.recent} is of kind='tokens' only; leave it out of kind={self.kind!r}")
+        if self.recent > self.num_memory_tokens:
+            raise ConfigError(
+                f"recent={self.recent} is more than num_memory_tokens={self.num_memory_tokens}, of which it is a part"
+            )
         if isinstance(self.hold, bool) or not isinstance(self.hold, int | float) or not 0 <= self.hold < math.inf:
             raise ConfigError(f"hold={self.hold!r} must be a number of at least 0")
         if self.hold and self.carry != "sign":
             raise ConfigError(f"hold={self.hold} is of carry='sign' only; leave it out of carry={self.carry!r}")
+
+    @property
+    def num_written(self) -> int:
+        """Memory tokens that the model writes: M - R."""
+        return self.num_memory_tokens - self.recent
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a plain dictionary."""

@@ -32,6 +32,7 @@ class Tiny:
         arguments: Of `from_backbone`.
         carry: What the memory carries from segment to segment.
         hold: How firmly `carry="sign"` holds a bit.
+        recent: Memory tokens that are the last tokens read.
         kind: The kind of memory.
     """
 
@@ -43,6 +44,7 @@ class Tiny:
     arguments: dict[str, Any] = field(default_factory=dict)
     carry: str = "hidden"
     hold: float = 0.0
+    recent: int = 0
     kind: str = "tokens"
 
     @property
@@ -90,7 +92,7 @@ class Tiny:
         if self.kind == "per-layer" and not self.is_decoder and num_memory_tokens:
             return 2 * num_memory_tokens + 3
         if self.is_decoder:
-            return 2 * num_memory_tokens
+            return 2 * num_memory_tokens - min(self.recent, num_memory_tokens)
         if self.is_seq2seq:
             return num_memory_tokens + 1
         return num_memory_tokens + 3 if num_memory_tokens else 2
@@ -188,6 +190,12 @@ def _with_every_memory(backbones: list[Tiny]) -> list[Tiny]:
             if carry == "sign" or tiny.name in SCALES
         ),
         *(replace(tiny, name=f"{tiny.name}+hold", carry="sign", hold=0.5) for tiny in backbones if tiny.name in SCALES),
+        *(
+            replace(tiny, name=f"{tiny.name}+recent-{recent}", carry="gate", recent=recent)
+            for recent in (2, M)
+            for tiny in backbones
+            if tiny.name in SCALES
+        ),
     ]
     single = [tiny for tiny in backbones if not tiny.is_seq2seq]
     return [*made, *(replace(tiny, name=f"{tiny.name}+{kind}", kind=kind) for kind in LAYERWISE for tiny in single)]

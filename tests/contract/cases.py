@@ -43,7 +43,14 @@ def model_of(
 
 def memory_of(tiny: Tiny, num_memory_tokens: int = M, segment_length: int = S) -> MemoryConfig:
     return MemoryConfig(
-        num_memory_tokens, segment_length, kind=tiny.kind, carry=tiny.carry, hold=tiny.hold, key_width=8, dpfp_order=3
+        num_memory_tokens,
+        segment_length,
+        kind=tiny.kind,
+        carry=tiny.carry,
+        recent=min(tiny.recent, num_memory_tokens),
+        hold=tiny.hold,
+        key_width=8,
+        dpfp_order=3,
     )
 
 
@@ -128,12 +135,12 @@ def oracle(tiny: Tiny, model: RecurrentMemoryModel, text: Sequence[int], labels=
     if tiny.is_layerwise:
         return layerwise_reference(tiny, model).read(text, length, labels)
     memory = model.memory.initial_memory
-    carry = carry_of(model)
+    carry, recent = carry_of(model), model.memory_config.recent
     if tiny.is_decoder:
-        return reference.decoder(model.backbone, memory, text, length, labels, carry)
+        return reference.decoder(model.backbone, memory, text, length, labels, carry, recent)
     if tiny.is_seq2seq:
-        return reference.seq2seq(model.backbone, memory, text, length, eos_id=1, labels=labels, carry=carry)
-    return reference.encoder(model.backbone, memory, text, length, *tiny.cls_and_sep, labels, carry)
+        return reference.seq2seq(model.backbone, memory, text, length, 1, labels, carry, recent)
+    return reference.encoder(model.backbone, memory, text, length, *tiny.cls_and_sep, labels, carry, recent)
 
 
 def carry_of(model: RecurrentMemoryModel) -> reference.Carry:
@@ -145,7 +152,7 @@ def carry_of(model: RecurrentMemoryModel) -> reference.Carry:
         case "norm":
             return reference.norm_carry(memory.carry.scale)
         case "gate":
-            return reference.gate_carry(memory.initial_memory, memory.carry.gate)
+            return reference.gate_carry(memory.initial_memory[: model.memory_config.num_written], memory.carry.gate)
         case _:
             return reference.hidden_carry
 

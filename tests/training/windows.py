@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from contract.backbones import Tiny
 from contract.cases import carry_of, layerwise_reference
 from recurrent_memory import RecurrentMemoryModel
-from recurrent_memory.memories.reference import IGNORE, cut, decoder_fold, decoder_look, encoder_row
+from recurrent_memory.memories.reference import IGNORE, cut, decoder_fold, decoder_look, encoder_row, next_memory
 
 Labels = Sequence[int] | int
 
@@ -67,13 +67,14 @@ def _layerwise_window_loss(
 
 
 def fold(tiny: Tiny, model: RecurrentMemoryModel, memory: Tensor, segment: Sequence[int]) -> Tensor:
-    size, backbone, carry = memory.shape[0], model.backbone, carry_of(model)
+    size, backbone, carry = model.memory_config.num_written, model.backbone, carry_of(model)
     if tiny.is_decoder:
-        return decoder_fold(backbone, memory, segment, carry)[1]
+        return decoder_fold(backbone, memory, segment, carry, model.memory_config.recent)[1]
     if tiny.is_seq2seq:
-        return carry(encode(model, memory, segment)[0, :size], memory)
+        return next_memory(backbone, encode(model, memory, segment)[0, :size], memory, segment, carry)
     row = encoder_row(backbone, memory, segment, *tiny.cls_and_sep)
-    return carry(backbone.base_model(inputs_embeds=row[None]).last_hidden_state[0][1 : 1 + size], memory)
+    hidden = backbone.base_model(inputs_embeds=row[None]).last_hidden_state[0]
+    return next_memory(backbone, hidden[1 : 1 + size], memory, segment, carry)
 
 
 def encode(model: RecurrentMemoryModel, memory: Tensor, segment: Sequence[int]) -> Tensor:

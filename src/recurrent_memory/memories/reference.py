@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 IGNORE = -100
 Carry = Callable[[Tensor, Tensor], Tensor]
-"""Makes the next memory of the hidden state at the write positions, and the memory before, `[M, D]` both."""
+"""Makes the next memory of the hidden state at the write positions, and the memory before, `[M - R, D]` both."""
 
 
 @dataclass(frozen=True)
@@ -95,22 +95,31 @@ def mean_loss(references: Sequence[Reference]) -> Float[Tensor, ""]:
     return torch.as_tensor(total) / sum(reference.num_labels for reference in references)
 
 
+def next_memory(backbone: Any, hidden: Tensor, memory: Tensor, segment: Sequence[int], carry: Carry) -> Tensor:
+    """What is written, and after it the embeddings of the last tokens: of the text, and of the memory where it is short."""
+    written = len(hidden)
+    recent = list(memory[written:])
+    for token in segment:
+        recent = [*recent, _embed(backbone, [token])[0]][1:] if recent else []
+    return torch.stack([*carry(hidden, memory[:written]), *recent]) if len(memory) else memory
+
+
 # ---------------------------------------------------------------------- decoders: [M ; x ; M]
 
 
 def decoder_fold(
-    backbone: Any, memory: Float[Tensor, "M D"], segment: Sequence[int], carry: Carry = hidden_carry
+    backbone: Any, memory: Float[Tensor, "M D"], segment: Sequence[int], carry: Carry = hidden_carry, recent: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """One segment, read and remembered.
+    """One segment, read and remembered. The last R memory tokens (`recent`) are not written.
 
     Returns:
         The logits at the text, `[T, V]`, and the next memory, `[M, D]`.
     """
     size = memory.shape[0]
-    row = torch.cat([memory, _embed(backbone, segment), memory])
+    row = torch.cat([memory, _embed(backbone, segment), memory[: size - recent]])
     hidden = _body(backbone, row)
     logits = _logits(backbone, row)
-    return logits[size : size + len(segment)], carry(hidden[size + len(segment) :], memory)
+    return logits[size : size + len(segment)], next_memory(backbone, hidden[size + len(segment) :], memory, segment, carry)
 
 
 def decoder_look(backbone: Any, memory: Float[Tensor, "M D"], segment: Sequence[int]) -> Float[Tensor, "T V"]:
@@ -128,6 +137,7 @@ def decoder(
     segment_length: int,
     labels: Sequence[int] | None = None,
     carry: Carry = hidden_carry,
+    recent: int = 0,
 ) -> Reference:
     """A text from its beginning.
 
@@ -139,11 +149,12 @@ def decoder(
         labels: One for each token, -100 where there is no loss. Token t is predicted at t − 1, also where that is in
             the segment before.
         carry: What of the hidden state goes on to the next segment.
+        recent: R.
     """
     segments = cut(text, segment_length)
     pieces: list[Tensor] = []
     for segment in segments[:-1]:  # a segment is folded when another token follows it
-        logits, memory = decoder_fold(backbone, memory, segment, carry)
+        logits, memory = decoder_fold(backbone, memory, segment, carry, recent)
         pieces.append(logits)
     pieces.append(decoder_look(backbone, memory, segments[-1]))
     all_logits = torch.cat(pieces)
@@ -163,11 +174,12 @@ def decoder_generate(
     segment_length: int,
     max_new_tokens: int,
     carry: Carry = hidden_carry,
+    recent: int = 0,
 ) -> list[int]:
     """The likeliest next token, again and again; everything is computed anew for each."""
     text = list(text)
     for _ in range(max_new_tokens):
-        logits = decoder(backbone, memory, text, segment_length, carry=carry).logits
+        logits = decoder(backbone, memory, text, segment_length, carry=carry, recent=recent).logits
         assert logits is not None
         text.append(int(logits[-1].argmax()))
     return text
@@ -194,6 +206,7 @@ def encoder(
     sep_id: int,
     labels: Sequence[int] | int | None = None,
     carry: Carry = hidden_carry,
+    recent: int = 0,
 ) -> Reference:
     """A text from its beginning; the one block of memory is read and written.
 
@@ -206,6 +219,7 @@ def encoder(
         sep_id: [SEP].
         labels: Masked LM: one for each token, not shifted. Classification: one for the text, judged by the last segment.
         carry: What of the hidden state goes on to the next segment.
+        recent: R.
     """
     size = memory.shape[0]
     text_start = 2 + size if size else 1
@@ -216,7 +230,7 @@ def encoder(
         row = encoder_row(backbone, memory, segment, cls_id, sep_id)
         output = backbone(inputs_embeds=row[None]).logits[0]
         if index < len(segments) - 1:
-            memory = carry(_body(backbone, row)[1 : 1 + size], memory)
+            memory = next_memory(backbone, _body(backbone, row)[1 : 1 + size - recent], memory, segment, carry)
         if output.ndim == 2:
             pieces.append(output[text_start : text_start + len(segment)])
     logits = torch.cat(pieces) if pieces else output
@@ -242,6 +256,7 @@ def seq2seq(
     eos_id: int,
     labels: Sequence[int] | None = None,
     carry: Carry = hidden_carry,
+    recent: int = 0,
 ) -> Reference:
     """A text from its beginning; the decoder attends to the encoder's output for the last segment, memory included.
 
@@ -253,6 +268,7 @@ def seq2seq(
         eos_id: `</s>`.
         labels: What the decoder is to write; -100 where there is no loss.
         carry: What of the hidden state goes on to the next segment.
+        recent: R.
     """
     segments = cut(text, segment_length)
     encoded = torch.empty(0)
@@ -260,7 +276,7 @@ def seq2seq(
         row = torch.cat([memory, _embed(backbone, [*segment, eos_id])])
         encoded = backbone.get_encoder()(inputs_embeds=row[None]).last_hidden_state
         if index < len(segments) - 1:
-            memory = carry(encoded[0, : memory.shape[0]], memory)
+            memory = next_memory(backbone, encoded[0, : memory.shape[0] - recent], memory, segment, carry)
     if labels is None:
         return Reference({"memory": memory}, segments[-1], len(segments) - 1)
     logits = backbone(encoder_outputs=(encoded,), labels=torch.tensor([labels])).logits[0]

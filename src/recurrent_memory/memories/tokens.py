@@ -24,6 +24,9 @@ class TokenMemory(Memory):
     """`M_{t+1}` is the last hidden state at the write positions of segment t, or made of it (`carry.py`); `M_0` is learned.
 
     State: `memory`, `[B, M, D]`.
+
+    The last R memory tokens (`MemoryConfig.recent`) are not written by the model: they are the last R of `[M_t ; x]`, input
+    embeddings both. The model has seen such a block when it was pretrained, a text that goes on, and need not learn to read it.
     """
 
     is_positionwise: ClassVar[bool] = True
@@ -46,10 +49,10 @@ class TokenMemory(Memory):
         return {"memory": self.initial_memory.expand(batch_size, -1, -1)}
 
     def row_length(self, backbone: Backbone) -> int:
-        """S + 2M for a decoder, S + M and special tokens elsewhere."""
+        """S + 2M - R for a decoder, S + M and special tokens elsewhere."""
         size = self.config.num_memory_tokens
-        blocks = 2 if backbone.separate_write_block else 1
-        return self.config.segment_length + blocks * size + backbone.num_special_tokens(size)
+        written = self.config.num_written if backbone.separate_write_block else 0
+        return self.config.segment_length + size + written + backbone.num_special_tokens(size)
 
     def fold(
         self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]
@@ -58,15 +61,17 @@ class TokenMemory(Memory):
         rows = self._rows(backbone, segment, tensors["memory"])
         hidden = backbone.encode(rows.embeddings, rows.lengths)
         written = take(hidden, self._write_positions(backbone, rows))
-        return rows.text_of(hidden), self._carried(written, tensors["memory"])
+        return rows.text_of(hidden), self._carried(written, tensors["memory"], rows, segment)
 
     def write(self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `Memory.write`."""
         if self.config.num_memory_tokens == 0:
             return tensors
         rows = self._rows(backbone, segment, tensors["memory"])
+        if self.config.num_written == 0:
+            return self._carried(rows.embeddings[:, :0], tensors["memory"], rows, segment)
         written = backbone.encode_at(rows.embeddings, rows.lengths, self._write_positions(backbone, rows))
-        return self._carried(written, tensors["memory"])
+        return self._carried(written, tensors["memory"], rows, segment)
 
     def look(
         self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None
@@ -76,14 +81,28 @@ class TokenMemory(Memory):
         return (run or backbone.encode)(rows.embeddings, rows.lengths), rows
 
     def _rows(self, backbone: Backbone, segment: Segment, memory: Tensor) -> Rows:
-        return build_rows(backbone, segment, memory, memory if backbone.separate_write_block else None)
+        written = memory[:, : self.config.num_written] if backbone.separate_write_block else None
+        return build_rows(backbone, segment, memory, written)
 
     def _write_positions(self, backbone: Backbone, rows: Rows) -> Tensor | slice:
-        size, start = self.config.num_memory_tokens, len(backbone.prefix_ids)
+        size, start = self.config.num_written, len(backbone.prefix_ids)
         return positions_at_end(rows, size) if backbone.separate_write_block else slice(start, start + size)
 
-    def _carried(self, written: Tensor, memory: Tensor) -> dict[str, Tensor]:
+    def _carried(self, written: Tensor, memory: Tensor, rows: Rows, segment: Segment) -> dict[str, Tensor]:
         if self.config.num_memory_tokens == 0:
             return {"memory": memory}
+        size = self.config.num_written
         # By name: what counts FLOPs hooks into positional arguments, and a view of M_0 without gradients has no place there.
-        return {"memory": self.carry(written.to(memory.dtype), before=memory, initial=self.initial_memory)}
+        carried = self.carry(written.to(memory.dtype), before=memory[:, :size], initial=self.initial_memory[:size])
+        if not self.config.recent:
+            return {"memory": carried}
+        text = rows.text_of(rows.embeddings).to(memory.dtype)
+        recent = _last(torch.cat([memory[:, size:], text], 1), self.config.recent, segment)
+        return {"memory": torch.cat([carried, recent], 1)}
+
+
+def _last(both: Tensor, count: int, segment: Segment) -> Tensor:
+    """The last R of `[R before ; text]`, in each row where its text ends."""
+    if not segment.is_ragged:
+        return both[:, both.shape[1] - count :]
+    return take(both, segment.lengths[:, None] + torch.arange(count, device=both.device))
