@@ -92,7 +92,7 @@ class Common:
         if self.seed is not None:
             torch.manual_seed(self.seed)
         model, tokenizer = load_model(name, self.device, self.dtype)
-        if model.dtype == torch.float32:  # in half precision the sum of both would lose some of the adapter
+        if not getattr(model.backbone, "is_quantized", False):  # in 4 bits the sum would be rounded once more
             model.merge_adapters()
         return model, tokenizer
 
