@@ -3,9 +3,9 @@
     python -m benchmarks [--only reading,lanes,generation,training,scaling] [--device cpu] [--out results/FOLDER] [--quick]
 
 Each writes `<out>/<name>.json` (rows, and what is needed to make them again), its plots, and its part of a README.
-Contenders run by turns, A B A B …, after a warm-up; medians come with their intervals, and beside them stands what the
-machine can do at most, a large matrix product and a matrix–vector product. A contender that cannot run, or would take too
-long, is a row that says so.
+Contenders run by turns, each round in an order of its own, after a warm-up; medians come with their intervals, and beside
+them stands what the machine can do at most, a large matrix product and a matrix–vector product. A contender that cannot
+run, or would take too long, is a row that says so.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import random
 import statistics
 import sys
 import time
@@ -130,10 +131,15 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
 
 
 def by_turns(contenders: Sequence[Contender], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each contender: all once to warm up, then A B A B …, so that what slows the machine slows all."""
+    """Seconds of each contender: all once to warm up, then all in every round, so that what slows the machine slows all.
+
+    Each round has an order of its own: what a contender leaves in the caches is not always the same one's burden (a model
+    read 28,600 tokens/s where it always came after Mamba, and 36,000 where it did not).
+    """
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    rng = random.Random(SEED)
     for index in range(rounds + 1):
-        for contender in contenders:
+        for contender in rng.sample(contenders, len(contenders)):
             took = seconds_of(contender.run, device)
             if contender.after is not None:
                 contender.after()

@@ -3,7 +3,7 @@
     python -m benchmarks.diagonal [--layers 4 --layers 12] [--width 256] [--segment-length 32 --segment-length 256] [--json]
 
 By the size of the model and the length of a segment. Llama layers with random weights: what is computed does not change
-with them. Runs alternate (A B A B …) after a warm-up; medians are compared, and the final memories must agree.
+with them. Runs alternate after a warm-up; medians are compared, and the final memories must agree.
 """
 
 from __future__ import annotations

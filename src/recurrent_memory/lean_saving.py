@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from .errors import BackboneError
 
@@ -75,12 +76,16 @@ def complete(model: RecurrentMemoryModel, missing: set[str]) -> set[str]:
 def _backbone_weights(model: RecurrentMemoryModel, name: str, dtype: str | None = None) -> dict[str, Tensor]:
     wanted = getattr(torch, dtype) if dtype is not None else model.dtype
     head = {"num_labels": model.backbone.config.num_labels}
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it would say that the head is missing, which is in the model's own folder
     try:
-        with torch.random.fork_rng(devices=[]):  # a head that is not there is drawn
+        with torch.random.fork_rng(devices=[]):  # and it is drawn
             backbone: Any = type(model.backbone).from_pretrained(name, dtype=wanted, use_safetensors=True, **head)
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise BackboneError(f"{name}: the backbone of this model cannot be loaded ({reason})") from error
+    finally:
+        transformers_logging.set_verbosity(before)
     return cast(dict[str, Tensor], backbone.state_dict())
 
 

@@ -33,9 +33,12 @@ def test_contenders_run_by_turns_after_a_warm_up() -> None:
         Contender("A", slow, lambda: calls.append("undo")),
         Contender("B", lambda: calls.append("b")),
     ]
-    seconds = by_turns(contenders, 3, "cpu")
-    assert calls == ["a", "undo", "b"] * 4  # once to warm up
-    assert {name: len(values) for name, values in seconds.items()} == {"A": 3, "B": 3}
+    seconds = by_turns(contenders, 9, "cpu")
+    assert calls.count("b") == 10  # once to warm up
+    rounds = "".join(calls).replace("aundo", "A").replace("b", "B")
+    turns = {rounds[at : at + 2] for at in range(0, len(rounds), 2)}
+    assert turns == {"AB", "BA"}  # both in every round, in both orders
+    assert {name: len(values) for name, values in seconds.items()} == {"A": 9, "B": 9}
     assert min(seconds["A"]) >= 0.03
 
 

@@ -28,8 +28,12 @@ def test_a_model_folder(rmt: Any, folder: Path) -> None:
 
 def test_a_model_that_was_saved_without_its_backbone(rmt: Any, tmp_path: Path) -> None:
     tiny_backbone().save_pretrained(tmp_path / "plain")
-    model = RecurrentMemoryModel.from_backbone(tmp_path / "plain", MemoryConfig(2, 16))
+    model = RecurrentMemoryModel.from_backbone(tmp_path / "plain", MemoryConfig(2, 16, recent=1))
     model.save_pretrained(tmp_path / "lean", backbone=tmp_path / "plain")
+    assert (
+        "2 memory tokens of the kind 'tokens', of which 1 are the last tokens read.\n"
+        in rmt("info", tmp_path / "lean").out
+    )
     assert f"The rest of its weights is that of {tmp_path / 'plain'}.\n" in rmt("info", tmp_path / "lean").out
     assert rmt("info", tmp_path / "lean", "--json").json["backbone_source"] == str(tmp_path / "plain")
 

@@ -14,6 +14,7 @@ import yaml
 from recurrent_memory.errors import InputError, OutputError, RecipeError
 from recurrent_memory.evaluation.intervals import wilson
 from recurrent_memory.studies.definition import Study
+from recurrent_memory.studies.losses import pooled
 from recurrent_memory.studies.plan import plan
 from recurrent_memory.studies.report import write_study
 from recurrent_memory.studies.run import run_study
@@ -73,7 +74,8 @@ def test_from_study_to_table(study: Study, tmp_path: Path) -> None:
     assert len(results["commands"]) == 7
     assert results["ended"]["versions"]["torch"]
     assert len(list(csv.DictReader((out / "table.csv").read_text().splitlines()))) == len(table.cells) == 7
-    assert (out / "plot.png").stat().st_size > 1000
+    for picture in ("plot.png", "losses.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
     assert all(cost.evaluation_s > 0 for cost in table.costs)
     assert [cost.training_s is None for cost in table.costs] == [True, False, False]
 
@@ -122,6 +124,7 @@ def test_accuracies_of_seeds_are_pooled(tmp_path: Path) -> None:
     assert [(cost.row, cost.training_s) for cost in table.costs] == [("many tokens", 150.0), ("few", 350.0)]
     (tmp_path / "study.json").write_text(json.dumps({"begun": {}}))
     text = write_study(study, units, table, tmp_path, "-")
+    assert not (tmp_path / "losses.png").exists()
     assert text.splitlines()[0] == (
         "|  | accuracy at 64 | accuracy, memory reset at 64 | accuracy at 128 | accuracy, memory reset at 128 | training "
         "| evaluation | memory |"
@@ -130,6 +133,16 @@ def test_accuracies_of_seeds_are_pooled(tmp_path: Path) -> None:
     (units[0].out / "results.json").unlink()
     with pytest.raises(InputError, match="results.json: cannot be read"):
         tabulate(study, units)
+
+
+def test_losses_of_seeds_are_pooled_by_their_tokens() -> None:
+    def results(*lines: tuple[str, int, str, int, float]) -> dict[str, Any]:
+        return {"lines": [dict(zip(("by", "first", "group", "n", "nll"), line, strict=True)) for line in lines]}
+
+    one = results(("history", 0, "0", 10, 4.0), ("history", 2, "2–3", 30, 3.0), ("position", 0, "0", 99, 9.0))
+    other = results(("history", 2, "2–3", 10, 1.0), ("history", 1, "1", 10, 2.0))
+    assert pooled([one, other], "history") == [(0, "0", 4.0), (1, "1", 2.0), (2, "2–3", 2.5)]
+    assert pooled([one, other], "position_with_history") == []
 
 
 def test_accuracy_by_the_number_of_facts(tmp_path: Path) -> None:

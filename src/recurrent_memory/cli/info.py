@@ -67,6 +67,7 @@ def describe_model(folder: Path) -> tuple[dict[str, Any], str]:
         "fingerprint": config.get("fingerprint"),
         "backbone_source": (config.get("backbone_source") or {}).get("name"),
     }
+    recent = f", of which {memory['recent']} are the last tokens read" if memory.get("recent") else ""
     source = f"The rest of its weights is that of {values['backbone_source']}.\n" if values["backbone_source"] else ""
     adapters = f", with the adapters {', '.join(config['peft'])} inside" if config.get("peft") else ""
     tokenizer = (
@@ -77,7 +78,7 @@ def describe_model(folder: Path) -> tuple[dict[str, Any], str]:
     words = (
         f"{folder}: a recurrent-memory model: {config.get('backbone_class')}{adapters}{_size(weights)}.\n{source}"
         f"It reads segments of {memory.get('segment_length')} tokens, and remembers "
-        f"{memory.get('num_memory_tokens')} memory tokens of the kind {memory.get('kind')!r}.\n"
+        f"{memory.get('num_memory_tokens')} memory tokens of the kind {memory.get('kind')!r}{recent}.\n"
         f"Vocabulary: {backbone.get('vocab_size'):,} tokens. {tokenizer}\n"
         f"Fingerprint: {config.get('fingerprint')}"
     )

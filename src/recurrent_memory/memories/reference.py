@@ -119,7 +119,9 @@ def decoder_fold(
     row = torch.cat([memory, _embed(backbone, segment), memory[: size - recent]])
     hidden = _body(backbone, row)
     logits = _logits(backbone, row)
-    return logits[size : size + len(segment)], next_memory(backbone, hidden[size + len(segment) :], memory, segment, carry)
+    return logits[size : size + len(segment)], next_memory(
+        backbone, hidden[size + len(segment) :], memory, segment, carry
+    )
 
 
 def decoder_look(backbone: Any, memory: Float[Tensor, "M D"], segment: Sequence[int]) -> Float[Tensor, "T V"]:

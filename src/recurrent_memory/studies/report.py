@@ -10,11 +10,12 @@ from ..evaluation.provenance import machine
 from ..evaluation.tables import write_csv, write_json
 from ..files import atomic_write
 from .definition import Study
+from .losses import draw_losses
 from .plan import Unit
 from .run import STUDY
-from .table import ALL_SEEDS, Cell, StudyTable
+from .table import ALL_SEEDS, Cell, StudyTable, results_of
 
-TABLE, SUMMARY, MARKDOWN, PLOT = "table.csv", "results.json", "table.md", "plot.png"
+TABLE, SUMMARY, MARKDOWN, PLOT, LOSSES = "table.csv", "results.json", "table.md", "plot.png", "losses.png"
 
 
 def write_study(study: Study, units: Sequence[Unit], table: StudyTable, out: str | Path, command: str) -> str:
@@ -40,6 +41,9 @@ def write_study(study: Study, units: Sequence[Unit], table: StudyTable, out: str
     with atomic_write(folder / MARKDOWN) as temporary:
         temporary.write_text(text, encoding="utf-8")
     draw(study, table, folder / PLOT)
+    rows = {row.name: [results_of(unit) for unit in units if unit.row == row.name] for row in study.rows}
+    if all(results["task"] == "lm" for evaluations in rows.values() for results in evaluations):
+        draw_losses(rows, folder / LOSSES, title=study.name)
     return text
 
 

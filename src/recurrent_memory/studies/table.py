@@ -101,7 +101,7 @@ def tabulate(study: Study, units: Sequence[Unit]) -> StudyTable:
     cells: list[Cell] = []
     for row in study.rows:
         mine = [unit for unit in units if unit.row == row.name]
-        found = [_cells(unit, _results(unit), study.by) for unit in mine]
+        found = [_cells(unit, results_of(unit), study.by) for unit in mine]
         cells += [cell for group in found for cell in group]
         if len(found) > 1:
             cells += [_together([group[index] for group in found]) for index in range(len(found[0]))]
@@ -110,7 +110,12 @@ def tabulate(study: Study, units: Sequence[Unit]) -> StudyTable:
     return StudyTable(cells, gains, [_cost(study, row.name, units) for row in study.rows])
 
 
-def _results(unit: Unit) -> dict[str, Any]:
+def results_of(unit: Unit) -> dict[str, Any]:
+    """What the evaluation of a unit found.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
     path = unit.out / RESULTS
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -157,7 +162,7 @@ def _cost(study: Study, name: str, units: Sequence[Unit]) -> Cost:
     row = study.row(name)
     mine = [unit for unit in units if unit.row == name]
     trained = [unit for unit in units if unit.row == (row.like or name) and unit.training is not None]
-    results = [_results(unit) for unit in mine]
+    results = [results_of(unit) for unit in mine]
     peaks = [float(found["peak_rss_mb"]) for found in results if "peak_rss_mb" in found]
     sizes = [int(found["state_bytes"]) for found in results if "state_bytes" in found]
     return Cost(

@@ -1,0 +1,69 @@
+"""A picture of the language models of a study: the loss by position in the segment, and the perplexity by history, row by row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_write
+
+Curve = list[tuple[int, str, float]]
+"""The first number of a range, the range, the mean loss in it."""
+
+
+def pooled(evaluations: Sequence[Mapping[str, Any]], by: str) -> Curve:
+    """The mean losses of several evaluations of the same tokens together, by ranges.
+
+    Args:
+        evaluations: Their `results.json`.
+        by: As in `evaluation.perplexity_table.Line`.
+    """
+    sums: dict[tuple[int, str], tuple[float, int]] = {}
+    for line in (line for results in evaluations for line in results["lines"] if line["by"] == by):
+        key = line["first"], line["group"]
+        nll, n = sums.get(key, (0.0, 0))
+        sums[key] = nll + line["nll"] * line["n"], n + line["n"]
+    return [(first, group, nll / n) for (first, group), (nll, n) in sorted(sums.items())]
+
+
+def draw_losses(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, *, title: str) -> None:
+    """Draw the rows of a study.
+
+    Args:
+        rows: The `results.json` of each row's evaluations, `--task lm` all.
+        path: A PNG file.
+        title: What was studied.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    ticks: tuple[dict[int, str], dict[int, str]] = {}, {}
+    for name, evaluations in rows.items():
+        position = pooled(evaluations, "position_with_history") or pooled(evaluations, "position")
+        history = [(first, group, math.exp(nll)) for first, group, nll in pooled(evaluations, "history")]
+        for axis, curve, seen in ((left, position, ticks[0]), (right, history, ticks[1])):
+            # Ranges double, so that their numbers are places on a logarithmic axis; widths differ from row to row.
+            places = [first.bit_length() for first, _, _ in curve]
+            axis.plot(places, [value for _, _, value in curve], label=name, marker="o", markersize=4)
+            seen.update({place: group for place, (_, group, _) in zip(places, curve, strict=True)})
+    left.set(
+        xlabel="tokens of its own segment before the predicting one, after the first segment",
+        ylabel="loss (nats a token)",
+    )
+    right.set(xlabel="segments of history", ylabel="perplexity")
+    for axis, seen in zip((left, right), ticks, strict=True):
+        axis.set_xticks(sorted(seen), [seen[place] for place in sorted(seen)], rotation=45, ha="right", fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    right.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    plt.close(figure)
