@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -27,9 +27,11 @@ from .segments import Aligned, Segment, align, check_ids, check_mask, join, num_
 from .state import MemoryState
 
 if TYPE_CHECKING:
+    from .inference.graphs import RecordedFolding
     from .inference.schedule import Folding
 
-FAST = ("auto", "off", "compile")
+FAST = ("auto", "off", "compile", "graph")
+GRAPH_DEVICES = ("cuda",)
 
 
 class ReadsInSegments(PreTrainedModel):
@@ -41,6 +43,7 @@ class ReadsInSegments(PreTrainedModel):
     memory_config: MemoryConfig
     _fingerprint: Fingerprint
     _fast: str = "auto"
+    _recordings: Any = None  # transformers evaluates annotations, where `Recordings` is not imported
 
     @property
     def fast(self) -> str:
@@ -48,11 +51,12 @@ class ReadsInSegments(PreTrainedModel):
 
         `auto`: the last layer runs where its output is wanted alone, if that saves time; `off`: everything as it is written;
         `compile`: as `auto`, and the other layers are compiled when they are first called, which takes half a minute and pays
-        for long texts.
+        for long texts; `graph`: as `auto`, and the folding of a full segment is recorded as a CUDA graph when a text is read
+        (`inference/graphs.py`).
 
         Raises:
-            ConfigError: if it is set to something else, or `compile` cannot be done: without a C++ compiler for a model on
-                the CPU, or with a memory in every layer.
+            ConfigError: if it is set to something else; if `compile` cannot be done: without a C++ compiler for a model on
+                the CPU, or with a memory in every layer; if `graph` is set for a model that is not on a CUDA GPU.
         """
         return self._fast
 
@@ -60,6 +64,10 @@ class ReadsInSegments(PreTrainedModel):
     def fast(self, value: str) -> None:
         if value not in FAST:
             raise ConfigError(f"fast={value!r} is not a way to compute; choose one of {', '.join(FAST)}")
+        if value == "graph" and self.device.type not in GRAPH_DEVICES:
+            raise ConfigError(
+                f"fast='graph' is for a model on a CUDA GPU, this one is on {self.device}; take fast='auto'"
+            )
         if value == "compile":
             if isinstance(self.memory, LayerwiseMemory):
                 raise ConfigError(f"fast='compile' does not go with kind={self.memory_config.kind!r}; take fast='auto'")
@@ -196,6 +204,17 @@ class ReadsInSegments(PreTrainedModel):
         new = self.memory.write(self.view, segment.rows(rows), {name: t[rows] for name, t in state.tensors.items()})
         return state.folded(_in_rows(state.tensors, rows, new), active)
 
+    def fold_whole(self, input_ids: Int[Tensor, "B T"], state: MemoryState) -> MemoryState:
+        """The state after n whole segments of every row, of which none stays pending.
+
+        Args:
+            input_ids: `[B, n·S]`, in the vocabulary.
+            state: A state with nothing pending.
+        """
+        text = Segment.full(input_ids)
+        count = input_ids.shape[1] // self.memory_config.segment_length
+        return self._fold_in_all_rows(text, count, self._going_on(state)).advanced(text.lengths)
+
     def fold(self, state: MemoryState) -> MemoryState:
         """Fold what is pending, a partial segment too. Rows with nothing pending stay as they are."""
         if not bool(state.pending_lengths.any()):
@@ -280,12 +299,24 @@ class ReadsInSegments(PreTrainedModel):
 
     def _fold_in_all_rows(self, text: Segment, count: int, state: MemoryState) -> MemoryState:
         """`fold_segment` for the first segments of a text that are full in every row, without looking at each."""
+        if not count:
+            return state
         length, view, tensors = self.memory_config.segment_length, self.view, state.tensors
         lengths = torch.full_like(text.lengths, length)
-        for index in range(count):
-            ids = text.input_ids[:, index * length : (index + 1) * length]
-            tensors = self.memory.write(view, Segment(ids, lengths, is_full=True), tensors)
-        return state.folded(tensors, torch.full_like(lengths, count)) if count else state
+        if self._fast == "graph" and self.device.type in GRAPH_DEVICES and not torch.is_grad_enabled():
+            tensors = self._recorded(tensors).run(text.input_ids[:, : count * length], tensors)
+        else:
+            for index in range(count):
+                ids = text.input_ids[:, index * length : (index + 1) * length]
+                tensors = self.memory.write(view, Segment(ids, lengths, is_full=True), tensors)
+        return state.folded(tensors, torch.full_like(lengths, count))
+
+    def _recorded(self, tensors: dict[str, Tensor]) -> RecordedFolding:
+        from .inference.graphs import Recordings
+
+        known: Recordings = self._recordings or Recordings()
+        self._recordings = known
+        return known.of(self, tensors)
 
 
 def _in_rows(tensors: dict[str, Tensor], rows: Tensor, new: dict[str, Tensor]) -> dict[str, Tensor]:

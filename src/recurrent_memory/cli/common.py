@@ -38,7 +38,8 @@ Dtype = Annotated[
 Fast = Annotated[
     str,
     typer.Option(
-        "--fast", help="auto: shortcuts that compute the same; off: none; compile: for long texts, after half a minute."
+        "--fast",
+        help="auto: shortcuts that compute the same; off: none; compile: for long texts, after half a minute; graph: on a CUDA GPU.",
     ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; by default one for each core.")]

@@ -92,8 +92,7 @@ class Lanes:
     def _advance(self, count: int) -> None:
         length = self._model.memory_config.segment_length
         ids: Tensor = torch.stack([feed.take(count * length) for _, feed in self._active]).to(self._model.device)
-        for segment in ids.split(length, dim=1):
-            _, self._state = self._model.step(segment, self._known_state(), return_hidden=False)
+        self._state = self._model.fold_whole(ids, self._known_state())
         self._report(ids.numel())
 
     def _report(self, tokens: int) -> None:
