@@ -45,12 +45,13 @@ def split_off(
     return left, {"name": name, "dtype": str(model.dtype).removeprefix("torch."), "sha256": _digest(same)}
 
 
-def complete(model: RecurrentMemoryModel, missing: set[str]) -> set[str]:
+def complete(model: RecurrentMemoryModel, missing: set[str], source: dict[str, str]) -> set[str]:
     """Give a model that was saved without them the weights of its backbone.
 
     Args:
         model: The model.
         missing: The names of the weights that its folder lacks.
+        source: What `split_off` said of the rest.
 
     Returns:
         The names of those that the backbone lacks too.
@@ -58,7 +59,6 @@ def complete(model: RecurrentMemoryModel, missing: set[str]) -> set[str]:
     Raises:
         BackboneError: if the backbone cannot be loaded, or is no longer what it was.
     """
-    source = model.config.backbone_source
     theirs = _backbone_weights(model, source["name"], source["dtype"])
     found = {ours: theirs[_plain(ours)] for ours in missing if _plain(ours) in theirs}
     if _digest(found) != source["sha256"]:
@@ -75,7 +75,7 @@ def complete(model: RecurrentMemoryModel, missing: set[str]) -> set[str]:
 
 def _backbone_weights(model: RecurrentMemoryModel, name: str, dtype: str | None = None) -> dict[str, Tensor]:
     wanted = getattr(torch, dtype) if dtype is not None else model.dtype
-    head = {"num_labels": model.backbone.config.num_labels}
+    head: dict[str, Any] = {"num_labels": model.backbone.config.num_labels}
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would say that the head is missing, which is in the model's own folder
     try:

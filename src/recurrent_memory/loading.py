@@ -128,7 +128,7 @@ def load_pretrained(
     if loaded.config.backbone_source is not None:
         from .lean_saving import complete
 
-        missing = complete(loaded, missing)
+        missing = complete(loaded, missing, loaded.config.backbone_source)
     if missing := sorted(missing):
         raise BackboneError(
             f"{path}: the weights lack {missing[:3]}{' …' if len(missing) > 3 else ''}; is the folder whole?"
