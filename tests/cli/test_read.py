@@ -58,7 +58,7 @@ def test_how_it_computes_is_an_option(rmt: Any, folder: Path, book: Path, tmp_pa
     refused = rmt("read", book, "--model", folder, "--out", tmp_path / "no", "--fast", "very")
     assert (refused.status, refused.err) == (
         2,
-        "rmt: fast='very' is not a way to compute; choose one of auto, off, compile\n",
+        "rmt: fast='very' is not a way to compute; choose one of auto, off, compile, graph\n",
     )
     refused = rmt("read", book, "--model", folder, "--out", tmp_path / "no", "--schedule", "diagonal")
     assert refused.status == 2

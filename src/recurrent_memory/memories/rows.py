@@ -15,7 +15,7 @@ def build_rows(
     backbone: Backbone,
     segment: Segment,
     read: Float[Tensor, "B M D"] | None,
-    write: Float[Tensor, "B M D"] | None,
+    write: Float[Tensor, "B W D"] | None,
 ) -> Rows:
     """`[prefix ; read ; separator ; x ; suffix ; write]`; without a block to read, without the separator.
 
