@@ -91,8 +91,8 @@ class Recordings:
 def rows_are_not_packed() -> Generator[None]:
     """While this lasts, transformers takes every row for one text.
 
-    It would look at the positions of each row, which are on the GPU, whether several texts are packed in it. In ours never are,
-    and while kernels are recorded nobody can look.
+    It would look at the positions of each row, which are on the GPU, whether several texts are packed in it. In ours there never
+    are, and while kernels are recorded nobody can look.
     """
     before = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.perplexity_table import perplexity
 from ..files import atomic_write
 
 Curve = list[tuple[int, str, float]]
@@ -48,7 +49,7 @@ def draw_losses(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Pat
     ticks: tuple[dict[int, str], dict[int, str]] = {}, {}
     for name, evaluations in rows.items():
         position = pooled(evaluations, "position_with_history") or pooled(evaluations, "position")
-        history = [(first, group, math.exp(nll)) for first, group, nll in pooled(evaluations, "history")]
+        history = [(first, group, perplexity(nll) or math.inf) for first, group, nll in pooled(evaluations, "history")]
         for axis, curve, seen in ((left, position, ticks[0]), (right, history, ticks[1])):
             # Ranges double, so that their numbers are places on a logarithmic axis; widths differ from row to row.
             places = [first.bit_length() for first, _, _ in curve]
