@@ -44,6 +44,7 @@ class MemoryConfig:
     carry: str = "hidden"
     recent: int = 0
     hold: float = 0.0
+    slot_embeddings: bool = False
     key_width: int = 64
     dpfp_order: int = 3
 

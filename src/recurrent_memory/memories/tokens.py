@@ -37,12 +37,18 @@ class TokenMemory(Memory):
         shape = (config.num_memory_tokens, backbone.embedding_width)
         self.initial_memory = nn.Parameter(torch.zeros(shape, dtype=weight.dtype, device=weight.device))
         self.carry = CARRIES[config.carry](config, weight)
+        if config.slot_embeddings:
+            self.read_slots = nn.Parameter(torch.zeros_like(self.initial_memory))
+            self.write_slots = nn.Parameter(torch.zeros_like(self.initial_memory))
 
     def reset_parameters(self, backbone: Backbone) -> None:
         """Draw `M_0` from N(0, σ²), σ the standard deviation of the embedding layer's output."""
         if self.initial_memory.numel():
             nn.init.normal_(self.initial_memory, std=backbone.embedding_std())
         self.carry.reset_parameters(backbone)
+        if self.config.slot_embeddings:
+            nn.init.normal_(self.read_slots, std=backbone.embedding_std())
+            nn.init.normal_(self.write_slots, std=backbone.embedding_std())
 
     def initial(self, batch_size: int) -> dict[str, Tensor]:
         """`M_0` for every row."""
@@ -77,12 +83,17 @@ class TokenMemory(Memory):
         self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor], run: Run | None = None
     ) -> tuple[Any, Rows]:
         """See `Memory.look`."""
-        rows = build_rows(backbone, segment, tensors["memory"], None)
+        rows = build_rows(backbone, segment, self._read(tensors["memory"]), None)
         return (run or backbone.encode)(rows.embeddings, rows.lengths), rows
 
     def _rows(self, backbone: Backbone, segment: Segment, memory: Tensor) -> Rows:
         written = memory[:, : self.config.num_written] if backbone.separate_write_block else None
-        return build_rows(backbone, segment, memory, written)
+        if self.config.slot_embeddings and written is not None:
+            written = written + self.write_slots[: self.config.num_written]
+        return build_rows(backbone, segment, self._read(memory), written)
+
+    def _read(self, memory: Tensor) -> Tensor:
+        return memory + self.read_slots if self.config.slot_embeddings else memory
 
     def _write_positions(self, backbone: Backbone, rows: Rows) -> Tensor | slice:
         size, start = self.config.num_written, len(backbone.prefix_ids)

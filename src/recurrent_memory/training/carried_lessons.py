@@ -80,12 +80,16 @@ class Lessons:
         text_start = self.model.memory_config.num_memory_tokens
         for _ in range(stage.num_segments):
             segment = carried.take()
-            before = state.memory.detach()
+            written = self.model.memory_config.num_written
+            before = state.memory[:, :written].detach()
             # The binding probe looks at the first layer, which may be the last one.
             state = self.model.step(segment, state, return_hidden=bool(stage.binding))[1]
             quiet = torch.tensor([lane.quiet and bool(lane.known) for lane in lanes])
             if stage.keep and bool(quiet.any()):
-                kept = kept + self._kept_loss(stage, state.memory[quiet], before[quiet], quiet)
+                kept = kept + self._kept_loss(stage, state.memory[quiet, :written], before[quiet], quiet)
+            told = ~torch.tensor([lane.quiet for lane in lanes]) & torch.tensor([bool(lane.known) for lane in lanes])
+            if stage.sparse and bool(told.any()):
+                kept = kept + self._sparse_loss(stage, before[told], told)
             progress.tokens += int(segment.lengths.sum())
             if stage.binding:
                 total = total + stage.binding * self.binding_probe.loss(self._seen, lanes, text_start)
@@ -147,6 +151,12 @@ class Lessons:
             change = (KEEP_MARGIN - self._carried[quiet] * before.sign()).relu().mean()
         self.progress.moved = average(self.progress.moved, float(moved.detach()))
         return stage.keep * change / stage.num_segments
+
+    def _sparse_loss(self, stage: Stage, before: Tensor, told: Tensor) -> Tensor:
+        """That a fact turns over bits of few memory tokens: the mean of the tokens' norms (group lasso)."""
+        assert self._carried is not None
+        away = (KEEP_MARGIN - self._carried[told] * before.sign()).relu()
+        return stage.sparse * (away.mean(-1) + 1e-4).sqrt().mean() / stage.num_segments
 
     def _draw_questions(self, stage: Stage, carried: CarriedLanes) -> list[tuple[int, str]]:
         asked: list[tuple[int, str]] = []

@@ -72,6 +72,7 @@ class Stage(Strict):
     anew: bool = False
     hold: float | None = Field(None, ge=0)
     keep: float = 0.0
+    sparse: float = 0.0
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, the first of which is 0."""
