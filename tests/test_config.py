@@ -35,6 +35,8 @@ def test_it_cannot_be_changed() -> None:
         ({"recent": -1}, "recent=-1 must be at least 0"),
         ({"num_memory_tokens": 2, "recent": 3}, "recent=3 is more than num_memory_tokens=2, of which it is a part"),
         ({"kind": "per-layer", "recent": 1}, "recent=1 is of kind='tokens' only; leave it out of kind='per-layer'"),
+        ({"slot_embeddings": 1}, "slot_embeddings=1 must be True or False"),
+        ({"kind": "associative", "slot_embeddings": True}, "slot_embeddings is of kind='tokens' only; leave it out of kind="),
         ({"carry": "pigeon"}, "carry='pigeon' is not a way to carry; choose one of hidden, sign, norm, gate"),
     ],
 )
@@ -52,7 +54,7 @@ def test_there_and_back() -> None:
     with pytest.raises(
         ConfigError,
         match=r"unknown memory settings \['size'\]; known are \['carry', 'dpfp_order', 'hold', 'key_width', 'kind', "
-        r"'num_memory_tokens', 'recent', 'segment_length'\]",
+        r"'num_memory_tokens', 'recent', 'segment_length', 'slot_embeddings'\]",
     ):
         MemoryConfig.from_dict({"size": 3})
     with pytest.raises(ConfigError, match="segment_length=-1 must be at least 1"):

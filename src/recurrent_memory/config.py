@@ -27,6 +27,9 @@ class MemoryConfig:
             others are written by the model. With R = M nothing is written: segments overlap by M tokens, no more. Of
             `kind="tokens"` only.
         hold: τ of `carry="sign"`: how far a number has to be on the other side of 0 before its bit is turned over.
+        slot_embeddings: Whether each memory token has learned embeddings of its own, added where it is read and where it is
+            written. What is carried need not say then which of the M it is: rotary positions alone do not. Of `kind="tokens"`
+            only.
         key_width: d_mem, the width of keys and queries before their feature map; of `kind="associative"` only.
         dpfp_order: ν of the feature map, which makes K = 2·ν·d_mem features; of `kind="associative"` only.
 
@@ -67,6 +70,10 @@ class MemoryConfig:
             raise ConfigError(
                 f"recent={self.recent} is more than num_memory_tokens={self.num_memory_tokens}, of which it is a part"
             )
+        if not isinstance(self.slot_embeddings, bool):
+            raise ConfigError(f"slot_embeddings={self.slot_embeddings!r} must be True or False")
+        if self.slot_embeddings and self.kind != "tokens":
+            raise ConfigError(f"slot_embeddings is of kind='tokens' only; leave it out of kind={self.kind!r}")
         if isinstance(self.hold, bool) or not isinstance(self.hold, int | float) or not 0 <= self.hold < math.inf:
             raise ConfigError(f"hold={self.hold!r} must be a number of at least 0")
         if self.hold and self.carry != "sign":

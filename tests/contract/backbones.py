@@ -33,6 +33,7 @@ class Tiny:
         carry: What the memory carries from segment to segment.
         hold: How firmly `carry="sign"` holds a bit.
         recent: Memory tokens that are the last tokens read.
+        slots: Whether memory tokens have embeddings of their own.
         kind: The kind of memory.
     """
 
@@ -45,6 +46,7 @@ class Tiny:
     carry: str = "hidden"
     hold: float = 0.0
     recent: int = 0
+    slots: bool = False
     kind: str = "tokens"
 
     @property
@@ -195,6 +197,11 @@ def _with_every_memory(backbones: list[Tiny]) -> list[Tiny]:
             for recent in (2, M)
             for tiny in backbones
             if tiny.name in SCALES
+        ),
+        *(
+            replace(tiny, name=f"{tiny.name}+slots", carry="sign", hold=0.3, recent=1, slots=True)
+            for tiny in backbones
+            if tiny.name in (*SCALES, "gpt-neox")
         ),
     ]
     single = [tiny for tiny in backbones if not tiny.is_seq2seq]

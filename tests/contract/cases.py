@@ -49,6 +49,7 @@ def memory_of(tiny: Tiny, num_memory_tokens: int = M, segment_length: int = S) -
         carry=tiny.carry,
         recent=min(tiny.recent, num_memory_tokens),
         hold=tiny.hold,
+        slot_embeddings=tiny.slots,
         key_width=8,
         dpfp_order=3,
     )
@@ -135,12 +136,18 @@ def oracle(tiny: Tiny, model: RecurrentMemoryModel, text: Sequence[int], labels=
     if tiny.is_layerwise:
         return layerwise_reference(tiny, model).read(text, length, labels)
     memory = model.memory.initial_memory
-    carry, recent = carry_of(model), model.memory_config.recent
+    rules = rules_of(model)
     if tiny.is_decoder:
-        return reference.decoder(model.backbone, memory, text, length, labels, carry, recent)
+        return reference.decoder(model.backbone, memory, text, length, labels, rules)
     if tiny.is_seq2seq:
-        return reference.seq2seq(model.backbone, memory, text, length, 1, labels, carry, recent)
-    return reference.encoder(model.backbone, memory, text, length, *tiny.cls_and_sep, labels, carry, recent)
+        return reference.seq2seq(model.backbone, memory, text, length, 1, labels, rules)
+    return reference.encoder(model.backbone, memory, text, length, *tiny.cls_and_sep, labels, rules)
+
+
+def rules_of(model: RecurrentMemoryModel) -> reference.Rules:
+    """What becomes of a token memory, with the model's own weights."""
+    slots = [getattr(model.memory, name, None) for name in ("read_slots", "write_slots")]
+    return reference.Rules(carry_of(model), model.memory_config.recent, *slots)
 
 
 def carry_of(model: RecurrentMemoryModel) -> reference.Carry:

@@ -13,7 +13,7 @@ STAGE: dict[str, Any] = {
     "num_segments": 2, "segment_length": 24, "lifetime": 4, "facts": [0.5, 2], "distractors": [0.2, 0.0], "lanes": 4,
     "learning_rate": 1e-3, "max_steps": 3, "probe": 0.5, "binding": 0.1, "keep": 1.0, "first_facts": 1.0,
 }  # fmt: skip
-LONG_LIVED = {**STAGE, "lifetime": 200, "drop_lost": True, "final_learning_rate": 1e-4, "max_steps": 4}
+LONG_LIVED = {**STAGE, "lifetime": 200, "drop_lost": True, "final_learning_rate": 1e-4, "max_steps": 4, "sparse": 0.5}
 STAGES = [STAGE, LONG_LIVED, {**STAGE, "lifetime": 1, "max_steps": 2, "lanes": 2, "unknown": 0.0}]
 
 
@@ -30,7 +30,7 @@ def recipe(folder: Path, **changes: object) -> Recipe:
         "backbone": {"model_type": "gpt_neox", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                      "intermediate_size": 32, "max_position_embeddings": 32, "tie_word_embeddings": True,
                      "hidden_dropout": 0.1},
-        "memory": {"num_memory_tokens": 2, "segment_length": 24, "carry": "sign"},
+        "memory": {"num_memory_tokens": 4, "recent": 2, "segment_length": 24, "carry": "sign", "slot_embeddings": True},
         "tokenizer": {"vocab_size": 500, "training_chars": 20_000},
         "noise": [str(noise)],
         "stages": STAGES,

@@ -91,6 +91,7 @@ def test_a_model_may_be_saved_with_another_hold_than_it_was_trained_with(tmp_pat
         ({"model": "shipped", "backbone": {}}, "a model has a memory already"),
         ({"stages": [{**STAGE, "hold": 0.5}], "memory": {}}, "hold is for memories of signs"),
         ({"final_hold": 0.5, "memory": {}}, "hold is for memories of signs"),
+        ({"stages": [{**STAGE, "sparse": -1}]}, "greater than or equal to 0"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(tmp_path: Path, changes: dict, error: str) -> None:
@@ -99,7 +100,10 @@ def test_settings_that_exclude_each_other_are_refused(tmp_path: Path, changes: d
 
 
 def test_only_signs_are_held(tmp_path: Path) -> None:
-    make(recipe(tmp_path, stages=[{**STAGE, "keep": 0.0}], memory={"num_memory_tokens": 2, "segment_length": 24}))
+    papers = {"num_memory_tokens": 2, "segment_length": 24}
+    make(recipe(tmp_path, stages=[{**STAGE, "keep": 0.0}], memory=papers))
     held = {"model": str(tmp_path / "model"), "backbone": {}, "memory": {}, "out": str(tmp_path / "held")}
     with pytest.raises(RecipeError, match="hold is for memories of signs, which this model's is not"):
         make(recipe(tmp_path, stages=[{**STAGE, "hold": 0.5}], **held))
+    with pytest.raises(RecipeError, match="sparse is for memories of signs, which this model's is not"):
+        make(recipe(tmp_path, stages=[{**STAGE, "keep": 0.0, "sparse": 1.0}], memory=papers, out=str(tmp_path / "sparse")))

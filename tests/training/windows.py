@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from contract.backbones import Tiny
-from contract.cases import carry_of, layerwise_reference
+from contract.cases import layerwise_reference, rules_of
 from recurrent_memory import RecurrentMemoryModel
 from recurrent_memory.memories.reference import IGNORE, cut, decoder_fold, decoder_look, encoder_row, next_memory
 
@@ -67,19 +67,19 @@ def _layerwise_window_loss(
 
 
 def fold(tiny: Tiny, model: RecurrentMemoryModel, memory: Tensor, segment: Sequence[int]) -> Tensor:
-    size, backbone, carry = model.memory_config.num_written, model.backbone, carry_of(model)
+    size, backbone, rules = model.memory_config.num_written, model.backbone, rules_of(model)
     if tiny.is_decoder:
-        return decoder_fold(backbone, memory, segment, carry, model.memory_config.recent)[1]
+        return decoder_fold(backbone, memory, segment, rules)[1]
     if tiny.is_seq2seq:
-        return next_memory(backbone, encode(model, memory, segment)[0, :size], memory, segment, carry)
-    row = encoder_row(backbone, memory, segment, *tiny.cls_and_sep)
+        return next_memory(backbone, encode(model, memory, segment)[0, :size], memory, segment, rules)
+    row = encoder_row(backbone, rules_of(model).read(memory), segment, *tiny.cls_and_sep)
     hidden = backbone.base_model(inputs_embeds=row[None]).last_hidden_state[0]
-    return next_memory(backbone, hidden[1 : 1 + size], memory, segment, carry)
+    return next_memory(backbone, hidden[1 : 1 + size], memory, segment, rules)
 
 
 def encode(model: RecurrentMemoryModel, memory: Tensor, segment: Sequence[int]) -> Tensor:
     ids = torch.tensor([[*segment, 1]])
-    row = torch.cat([memory[None], model.backbone.get_input_embeddings()(ids)], 1)
+    row = torch.cat([rules_of(model).read(memory)[None], model.backbone.get_input_embeddings()(ids)], 1)
     return model.backbone.get_encoder()(inputs_embeds=row).last_hidden_state
 
 
@@ -93,12 +93,12 @@ def segment_loss(
         assert not isinstance(labels, int)
         start = sum(map(len, segments[:index]))
         targets = list(labels[start + 1 : start + 1 + len(segment)])
-        logits = decoder_look(backbone, memory, segment)[: len(targets)]
+        logits = decoder_look(backbone, memory, segment, rules_of(model))[: len(targets)]
         return nothing + total_loss(logits, targets)
     if tiny.is_masked_lm:
         assert not isinstance(labels, int)
         start = sum(map(len, segments[:index]))
-        row = encoder_row(backbone, memory, segment, *tiny.cls_and_sep)
+        row = encoder_row(backbone, rules_of(model).read(memory), segment, *tiny.cls_and_sep)
         text_start = 2 + memory.shape[0]
         logits = backbone(inputs_embeds=row[None]).logits[0][text_start : text_start + len(segment)]
         return nothing + total_loss(logits, list(labels[start : start + len(segment)]))
@@ -109,7 +109,7 @@ def segment_loss(
         output = backbone(encoder_outputs=(encode(model, memory, segment),), labels=torch.tensor([labels]))
         return nothing + total_loss(output.logits[0], list(labels))
     assert isinstance(labels, int)
-    row = encoder_row(backbone, memory, segment, *tiny.cls_and_sep)
+    row = encoder_row(backbone, rules_of(model).read(memory), segment, *tiny.cls_and_sep)
     return cross_entropy(backbone(inputs_embeds=row[None]).logits[0], torch.tensor(labels))
 
 

@@ -83,6 +83,36 @@ def gate_carry(initial: Float[Tensor, "M D"], gate: Float[Tensor, " D"]) -> Carr
     return carry
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What becomes of a memory between segments.
+
+    Args:
+        carry: What of the hidden state goes on to the next segment.
+        recent: R, memory tokens that are not written but are the last tokens read.
+        read_slots: `[M, D]`, added to the memory where it is read; None: nothing.
+        write_slots: `[M - R, D]`, added to it in a decoder's write block; None: nothing.
+    """
+
+    carry: Carry = hidden_carry
+    recent: int = 0
+    read_slots: Tensor | None = None
+    write_slots: Tensor | None = None
+
+    def read(self, memory: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+        """The read block."""
+        return memory if self.read_slots is None else memory + self.read_slots
+
+    def write(self, memory: Float[Tensor, "M D"]) -> Float[Tensor, "M-R D"]:
+        """The write block."""
+        written = memory[: len(memory) - self.recent]
+        return written if self.write_slots is None else written + self.write_slots
+
+
+PAPERS = Rules()
+"""The papers' form."""
+
+
 def cut(text: Sequence[int], segment_length: int) -> list[list[int]]:
     """Segments of S tokens, the last of 1…S; one empty segment where there is no text."""
     segments = [list(text[start : start + segment_length]) for start in range(0, len(text), segment_length)]
@@ -95,40 +125,42 @@ def mean_loss(references: Sequence[Reference]) -> Float[Tensor, ""]:
     return torch.as_tensor(total) / sum(reference.num_labels for reference in references)
 
 
-def next_memory(backbone: Any, hidden: Tensor, memory: Tensor, segment: Sequence[int], carry: Carry) -> Tensor:
+def next_memory(backbone: Any, hidden: Tensor, memory: Tensor, segment: Sequence[int], rules: Rules) -> Tensor:
     """What is written, and after it the embeddings of the last tokens: of the text, and of the memory where it is short."""
     written = len(hidden)
     recent = list(memory[written:])
     for token in segment:
         recent = [*recent, _embed(backbone, [token])[0]][1:] if recent else []
-    return torch.stack([*carry(hidden, memory[:written]), *recent]) if len(memory) else memory
+    return torch.stack([*rules.carry(hidden, memory[:written]), *recent]) if len(memory) else memory
 
 
 # ---------------------------------------------------------------------- decoders: [M ; x ; M]
 
 
 def decoder_fold(
-    backbone: Any, memory: Float[Tensor, "M D"], segment: Sequence[int], carry: Carry = hidden_carry, recent: int = 0
+    backbone: Any, memory: Float[Tensor, "M D"], segment: Sequence[int], rules: Rules = PAPERS
 ) -> tuple[Tensor, Tensor]:
-    """One segment, read and remembered. The last R memory tokens (`recent`) are not written.
+    """One segment, read and remembered.
 
     Returns:
         The logits at the text, `[T, V]`, and the next memory, `[M, D]`.
     """
     size = memory.shape[0]
-    row = torch.cat([memory, _embed(backbone, segment), memory[: size - recent]])
+    row = torch.cat([rules.read(memory), _embed(backbone, segment), rules.write(memory)])
     hidden = _body(backbone, row)
     logits = _logits(backbone, row)
     return logits[size : size + len(segment)], next_memory(
-        backbone, hidden[size + len(segment) :], memory, segment, carry
+        backbone, hidden[size + len(segment) :], memory, segment, rules
     )
 
 
-def decoder_look(backbone: Any, memory: Float[Tensor, "M D"], segment: Sequence[int]) -> Float[Tensor, "T V"]:
+def decoder_look(
+    backbone: Any, memory: Float[Tensor, "M D"], segment: Sequence[int], rules: Rules = PAPERS
+) -> Float[Tensor, "T V"]:
     """One segment, read and not remembered: the text never sees the write block, so it can be left out."""
     if not segment:
         return memory.new_zeros(0, _embedding(backbone).weight.shape[0])
-    row = torch.cat([memory, _embed(backbone, segment)])
+    row = torch.cat([rules.read(memory), _embed(backbone, segment)])
     return _logits(backbone, row)[memory.shape[0] :]
 
 
@@ -138,8 +170,7 @@ def decoder(
     text: Sequence[int],
     segment_length: int,
     labels: Sequence[int] | None = None,
-    carry: Carry = hidden_carry,
-    recent: int = 0,
+    rules: Rules = PAPERS,
 ) -> Reference:
     """A text from its beginning.
 
@@ -150,15 +181,14 @@ def decoder(
         segment_length: S.
         labels: One for each token, -100 where there is no loss. Token t is predicted at t − 1, also where that is in
             the segment before.
-        carry: What of the hidden state goes on to the next segment.
-        recent: R.
+        rules: What becomes of the memory between segments.
     """
     segments = cut(text, segment_length)
     pieces: list[Tensor] = []
     for segment in segments[:-1]:  # a segment is folded when another token follows it
-        logits, memory = decoder_fold(backbone, memory, segment, carry, recent)
+        logits, memory = decoder_fold(backbone, memory, segment, rules)
         pieces.append(logits)
-    pieces.append(decoder_look(backbone, memory, segments[-1]))
+    pieces.append(decoder_look(backbone, memory, segments[-1], rules))
     all_logits = torch.cat(pieces)
     loss_sum, count = all_logits.sum() * 0.0, 0
     if labels is not None:
@@ -175,13 +205,12 @@ def decoder_generate(
     text: Sequence[int],
     segment_length: int,
     max_new_tokens: int,
-    carry: Carry = hidden_carry,
-    recent: int = 0,
+    rules: Rules = PAPERS,
 ) -> list[int]:
     """The likeliest next token, again and again; everything is computed anew for each."""
     text = list(text)
     for _ in range(max_new_tokens):
-        logits = decoder(backbone, memory, text, segment_length, carry=carry, recent=recent).logits
+        logits = decoder(backbone, memory, text, segment_length, rules=rules).logits
         assert logits is not None
         text.append(int(logits[-1].argmax()))
     return text
@@ -207,8 +236,7 @@ def encoder(
     cls_id: int,
     sep_id: int,
     labels: Sequence[int] | int | None = None,
-    carry: Carry = hidden_carry,
-    recent: int = 0,
+    rules: Rules = PAPERS,
 ) -> Reference:
     """A text from its beginning; the one block of memory is read and written.
 
@@ -220,8 +248,7 @@ def encoder(
         cls_id: [CLS].
         sep_id: [SEP].
         labels: Masked LM: one for each token, not shifted. Classification: one for the text, judged by the last segment.
-        carry: What of the hidden state goes on to the next segment.
-        recent: R.
+        rules: What becomes of the memory between segments.
     """
     size = memory.shape[0]
     text_start = 2 + size if size else 1
@@ -229,10 +256,11 @@ def encoder(
     pieces: list[Tensor] = []
     output = torch.empty(0)
     for index, segment in enumerate(segments):
-        row = encoder_row(backbone, memory, segment, cls_id, sep_id)
+        row = encoder_row(backbone, rules.read(memory), segment, cls_id, sep_id)
         output = backbone(inputs_embeds=row[None]).logits[0]
         if index < len(segments) - 1:
-            memory = next_memory(backbone, _body(backbone, row)[1 : 1 + size - recent], memory, segment, carry)
+            hidden = _body(backbone, row)[1 : 1 + size - rules.recent]
+            memory = next_memory(backbone, hidden, memory, segment, rules)
         if output.ndim == 2:
             pieces.append(output[text_start : text_start + len(segment)])
     logits = torch.cat(pieces) if pieces else output
@@ -257,8 +285,7 @@ def seq2seq(
     segment_length: int,
     eos_id: int,
     labels: Sequence[int] | None = None,
-    carry: Carry = hidden_carry,
-    recent: int = 0,
+    rules: Rules = PAPERS,
 ) -> Reference:
     """A text from its beginning; the decoder attends to the encoder's output for the last segment, memory included.
 
@@ -269,16 +296,15 @@ def seq2seq(
         segment_length: S.
         eos_id: `</s>`.
         labels: What the decoder is to write; -100 where there is no loss.
-        carry: What of the hidden state goes on to the next segment.
-        recent: R.
+        rules: What becomes of the memory between segments.
     """
     segments = cut(text, segment_length)
     encoded = torch.empty(0)
     for index, segment in enumerate(segments):
-        row = torch.cat([memory, _embed(backbone, [*segment, eos_id])])
+        row = torch.cat([rules.read(memory), _embed(backbone, [*segment, eos_id])])
         encoded = backbone.get_encoder()(inputs_embeds=row[None]).last_hidden_state
         if index < len(segments) - 1:
-            memory = next_memory(backbone, encoded[0, : memory.shape[0] - recent], memory, segment, carry)
+            memory = next_memory(backbone, encoded[0, : memory.shape[0] - rules.recent], memory, segment, rules)
     if labels is None:
         return Reference({"memory": memory}, segments[-1], len(segments) - 1)
     logits = backbone(encoder_outputs=(encoded,), labels=torch.tensor([labels])).logits[0]

@@ -27,6 +27,9 @@ class TokenMemory(Memory):
 
     The last R memory tokens (`MemoryConfig.recent`) are not written by the model: they are the last R of `[M_t ; x]`, input
     embeddings both. The model has seen such a block when it was pretrained, a text that goes on, and need not learn to read it.
+
+    Slot embeddings (`MemoryConfig.slot_embeddings`) are added to the memory where the model reads it, others in the write block,
+    and are not carried. Hutchins et al.: Block-Recurrent Transformers (arXiv:2203.07852), "state IDs".
     """
 
     is_positionwise: ClassVar[bool] = True
@@ -39,16 +42,20 @@ class TokenMemory(Memory):
         self.carry = CARRIES[config.carry](config, weight)
         if config.slot_embeddings:
             self.read_slots = nn.Parameter(torch.zeros_like(self.initial_memory))
-            self.write_slots = nn.Parameter(torch.zeros_like(self.initial_memory))
+            if backbone.separate_write_block:
+                self.write_slots = nn.Parameter(torch.zeros_like(self.initial_memory[: config.num_written]))
 
     def reset_parameters(self, backbone: Backbone) -> None:
-        """Draw `M_0` from N(0, σ²), σ the standard deviation of the embedding layer's output."""
+        """Draw `M_0`, and slot embeddings, from N(0, σ²), σ the standard deviation of the embedding layer's output."""
         if self.initial_memory.numel():
             nn.init.normal_(self.initial_memory, std=backbone.embedding_std())
         self.carry.reset_parameters(backbone)
         if self.config.slot_embeddings:
-            nn.init.normal_(self.read_slots, std=backbone.embedding_std())
-            nn.init.normal_(self.write_slots, std=backbone.embedding_std())
+            for slots in (self.read_slots, getattr(self, "write_slots", None)):
+                # Drawn for M tokens each: what is drawn after it does not depend on how many are written.
+                drawn = torch.empty_like(self.initial_memory)
+                if slots is not None and drawn.numel():
+                    slots.data.copy_(nn.init.normal_(drawn, std=backbone.embedding_std())[: len(slots)])
 
     def initial(self, batch_size: int) -> dict[str, Tensor]:
         """`M_0` for every row."""
@@ -89,10 +96,11 @@ class TokenMemory(Memory):
     def _rows(self, backbone: Backbone, segment: Segment, memory: Tensor) -> Rows:
         written = memory[:, : self.config.num_written] if backbone.separate_write_block else None
         if self.config.slot_embeddings and written is not None:
-            written = written + self.write_slots[: self.config.num_written]
+            written = written + self.write_slots
         return build_rows(backbone, segment, self._read(memory), written)
 
     def _read(self, memory: Tensor) -> Tensor:
+        """The read block."""
         return memory + self.read_slots if self.config.slot_embeddings else memory
 
     def _write_positions(self, backbone: Backbone, rows: Rows) -> Tensor | slice:

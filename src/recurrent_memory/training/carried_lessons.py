@@ -87,7 +87,7 @@ class Lessons:
             quiet = torch.tensor([lane.quiet and bool(lane.known) for lane in lanes])
             if stage.keep and bool(quiet.any()):
                 kept = kept + self._kept_loss(stage, state.memory[quiet, :written], before[quiet], quiet)
-            told = ~torch.tensor([lane.quiet for lane in lanes]) & torch.tensor([bool(lane.known) for lane in lanes])
+            told = torch.tensor([not lane.quiet and bool(lane.known) for lane in lanes])
             if stage.sparse and bool(told.any()):
                 kept = kept + self._sparse_loss(stage, before[told], told)
             progress.tokens += int(segment.lengths.sum())
@@ -153,10 +153,15 @@ class Lessons:
         return stage.keep * change / stage.num_segments
 
     def _sparse_loss(self, stage: Stage, before: Tensor, told: Tensor) -> Tensor:
-        """That a fact turns over bits of few memory tokens: the mean of the tokens' norms (group lasso)."""
-        assert self._carried is not None
-        away = (KEEP_MARGIN - self._carried[told] * before.sign()).relu()
-        return stage.sparse * (away.mean(-1) + 1e-4).sqrt().mean() / stage.num_segments
+        """That a segment with a fact turns over bits of few memory tokens: the mean of the tokens' norms, a group lasso.
+
+        What is known of others stands in the rest. Yuan, Lin: Model Selection and Estimation in Regression with Grouped
+        Variables, J. R. Stat. Soc. B 68 (2006).
+        """
+        if self._carried is None:
+            raise RecipeError("sparse is for memories of signs, which this model's is not; leave it out of the recipe")
+        turned = (KEEP_MARGIN - self._carried[told] * before.sign()).relu()
+        return stage.sparse * (turned.mean(-1) + 1e-4).sqrt().mean() / stage.num_segments
 
     def _draw_questions(self, stage: Stage, carried: CarriedLanes) -> list[tuple[int, str]]:
         asked: list[tuple[int, str]] = []

@@ -49,6 +49,7 @@ class Stage(Strict):
             the weights before it, and on nothing else of the stages that made them.
         hold: The memory's `hold` from this stage on; None: as it was.
         keep: Weight of the loss that asks for the same memory after a segment with no fact in it.
+        sparse: Weight of the loss that asks a segment with a fact in it to change few memory tokens; for memories of signs.
     """
 
     num_segments: int = Field(ge=1)
@@ -72,7 +73,7 @@ class Stage(Strict):
     anew: bool = False
     hold: float | None = Field(None, ge=0)
     keep: float = 0.0
-    sparse: float = 0.0
+    sparse: float = Field(0.0, ge=0)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, the first of which is 0."""
