@@ -36,7 +36,10 @@ def test_it_cannot_be_changed() -> None:
         ({"num_memory_tokens": 2, "recent": 3}, "recent=3 is more than num_memory_tokens=2, of which it is a part"),
         ({"kind": "per-layer", "recent": 1}, "recent=1 is of kind='tokens' only; leave it out of kind='per-layer'"),
         ({"slot_embeddings": 1}, "slot_embeddings=1 must be True or False"),
-        ({"kind": "associative", "slot_embeddings": True}, "slot_embeddings is of kind='tokens' only; leave it out of kind="),
+        (
+            {"kind": "associative", "slot_embeddings": True},
+            "slot_embeddings is of kind='tokens' only; leave it out of kind=",
+        ),
         ({"carry": "pigeon"}, "carry='pigeon' is not a way to carry; choose one of hidden, sign, norm, gate"),
     ],
 )

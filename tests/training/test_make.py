@@ -106,4 +106,8 @@ def test_only_signs_are_held(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="hold is for memories of signs, which this model's is not"):
         make(recipe(tmp_path, stages=[{**STAGE, "hold": 0.5}], **held))
     with pytest.raises(RecipeError, match="sparse is for memories of signs, which this model's is not"):
-        make(recipe(tmp_path, stages=[{**STAGE, "keep": 0.0, "sparse": 1.0}], memory=papers, out=str(tmp_path / "sparse")))
+        make(
+            recipe(
+                tmp_path, stages=[{**STAGE, "keep": 0.0, "sparse": 1.0}], memory=papers, out=str(tmp_path / "sparse")
+            )
+        )
