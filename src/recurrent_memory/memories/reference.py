@@ -91,7 +91,7 @@ class Rules:
         carry: What of the hidden state goes on to the next segment.
         recent: R, memory tokens that are not written but are the last tokens read.
         read_slots: `[M, D]`, added to the memory where it is read; None: nothing.
-        write_slots: `[M - R, D]`, added to it in a decoder's write block; None: nothing.
+        write_slots: `[W, D]`, W = M - R, added to it in a decoder's write block; None: nothing.
     """
 
     carry: Carry = hidden_carry
@@ -103,7 +103,7 @@ class Rules:
         """The read block."""
         return memory if self.read_slots is None else memory + self.read_slots
 
-    def write(self, memory: Float[Tensor, "M D"]) -> Float[Tensor, "M-R D"]:
+    def write(self, memory: Float[Tensor, "M D"]) -> Float[Tensor, "W D"]:
         """The write block."""
         written = memory[: len(memory) - self.recent]
         return written if self.write_slots is None else written + self.write_slots
