@@ -9,25 +9,23 @@ text is the demo's: Python's language reference and library sources; its hash an
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
 from recurrent_memory.evaluation.composite import NoiseText
-from recurrent_memory.evaluation.intervals import wilson
 from recurrent_memory.evaluation.whereabouts import Job, run_job
 from recurrent_memory.models import load_model
 from recurrent_memory.tasks.library_text import take_text, text_hash
+
+from .whereabouts_report import write_report
 
 SEED = 20261121
 SAMPLES = {
@@ -68,65 +66,6 @@ def jobs(kinds: list[str]) -> list[Job]:
         "distractors": [Job("distractors", 65_536, 200, SEED), Job("distractors", 1_000_000, 50, SEED)],
     }
     return sorted((job for kind in kinds for job in every[kind]), key=lambda job: job.length * job.samples)
-
-
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One line a mode and length: accuracy and its 95 % Wilson interval, with memory and with it reset."""
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        groups[row["mode"], row["length"]].append(row)
-    lines: list[dict[str, Any]] = []
-    for (mode, length), group in sorted(groups.items()):
-        line: dict[str, Any] = {"mode": mode, "tokens": length, "segments": -(-length // 128), "questions": len(group)}
-        for name in ("right", "reset_right"):
-            hits = sum(row[name] for row in group)
-            low, high = wilson(hits, len(group))
-            prefix = "" if name == "right" else "reset_"
-            line |= {
-                f"{prefix}accuracy": hits / len(group),
-                f"{prefix}low": round(low, 4),
-                f"{prefix}high": round(high, 4),
-            }
-        lines.append(line)
-    return lines
-
-
-def plot(lines: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against length, logarithmic, intervals shaded."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    titles = {
-        "anywhere": "one fact anywhere",
-        "first": "one fact first",
-        "four": "four people, two move again",
-        "distractors": "one fact, look-alikes around",
-    }
-    for index, (mode, title) in enumerate(titles.items()):
-        chosen = [line for line in lines if line["mode"] == mode]
-        if not chosen:
-            continue
-        x = [line["tokens"] for line in chosen]
-        axes.plot(x, [line["accuracy"] for line in chosen], marker="o", label=title, color=f"C{index}")
-        axes.fill_between(
-            x, [line["low"] for line in chosen], [line["high"] for line in chosen], alpha=0.15, color=f"C{index}"
-        )
-    reset = [line for line in lines if line["mode"] == "anywhere"]
-    axes.plot(
-        [r["tokens"] for r in reset],
-        [r["reset_accuracy"] for r in reset],
-        "k--",
-        marker=".",
-        label="memory reset at every segment",
-    )
-    axes.axhline(1 / 6, color="grey", linewidth=0.8, linestyle=":", label="chance (1/6)")
-    axes.set(xscale="log", xlabel="tokens read", ylabel="accuracy", ylim=(0, 1.03))
-    axes.legend(fontsize=8, loc="center left")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 class _Count:
@@ -207,14 +146,7 @@ def main() -> None:
         right = sum(row["right"] for row in longest_rows)
         speed = f"{seconds:.0f} s, {read / seconds:,.0f} tokens/s"
         print(f"{job.name}: {right} of {len(longest_rows)} right, {speed}", flush=True)
-    rows = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()[1:]]
-    lines = summarise(rows)
-    with (arguments.out / "accuracy.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
-    (arguments.out / "accuracy.json").write_text(json.dumps(lines, indent=1), encoding="utf-8")
-    plot(lines, arguments.out / "accuracy.png")
+    write_report(arguments.out)
 
 
 if __name__ == "__main__":
