@@ -94,11 +94,12 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=10_000_000, help="leave out longer jobs")
     parser.add_argument("--only", help="run these jobs, by name, with commas between them")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "int8"])
     arguments = parser.parse_args()
     code = commit()  # what is running, whatever is committed meanwhile
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    model, tokenizer = load_model(arguments.model, "cpu", "float32")
+    model, tokenizer = load_model(arguments.model, "cpu", arguments.dtype)
     folder: Path = arguments.out / "rows"
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [job for job in jobs(arguments.jobs.split(",")) if job.length <= arguments.max_tokens]
@@ -138,6 +139,7 @@ def main() -> None:
             "torch": torch.__version__,
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "dtype": arguments.dtype,
         }
         temporary = folder / f"{job.name}.jsonl.tmp"
         temporary.write_text("".join(json.dumps(row) + "\n" for row in [record, *rows]), encoding="utf-8")

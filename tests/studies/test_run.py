@@ -15,7 +15,7 @@ from recurrent_memory.errors import InputError, OutputError, RecipeError
 from recurrent_memory.evaluation.intervals import wilson
 from recurrent_memory.studies.definition import Study
 from recurrent_memory.studies.losses import pooled
-from recurrent_memory.studies.plan import plan
+from recurrent_memory.studies.plan import Unit, chains, plan
 from recurrent_memory.studies.report import write_study
 from recurrent_memory.studies.run import run_study
 from recurrent_memory.studies.table import tabulate
@@ -56,9 +56,17 @@ def study(tmp_path: Path) -> Study:
 
 @pytest.mark.slow
 def test_from_study_to_table(study: Study, tmp_path: Path) -> None:
-    out, told = tmp_path / "out", list[str]()
-    units = run_study(study, out, jobs=2, common=("--threads", "1"), tell=lambda name, _done, _total: told.append(name))
+    out, told, shown = tmp_path / "out", list[str](), list[tuple[tuple[int, ...], int, int]]()
+
+    def show(so_far: Study, done: list[Unit]) -> None:
+        shown.append((so_far.seeds, len(done), len(tabulate(so_far, done).cells)))
+
+    units = run_study(
+        study, out, jobs=2, common=("--threads", "1"), tell=lambda name, _done, _total: told.append(name), show=show
+    )
     assert len(told) == 2 * len(units) == 10
+    assert shown[-1] == ((0, 1), 5, 7)
+    assert shown[:-1] in ([], [((0,), 3, 3)]), "a table of the first seed, if that ended before the second"
     table = tabulate(study, units)
     perplexity = {(cell.row, cell.seed): cell.value for cell in table.cells}
     assert len({round(value, 6) for key, value in perplexity.items() if key[1] != "all"}) == 5, "all differ"
@@ -81,14 +89,17 @@ def test_from_study_to_table(study: Study, tmp_path: Path) -> None:
 
     with pytest.raises(OutputError, match="holds a study already; go on with --resume"):
         run_study(study, out, tell=quiet)
-    other_study = study.model_copy(update={"seeds": (0, 2)})
-    with pytest.raises(InputError, match="holds a study with another seeds"):
+    other_study = study.model_copy(update={"eval": {**study.eval, "max_tokens": 200}})
+    with pytest.raises(InputError, match="holds a study with another eval"):
         run_study(other_study, out, resume=True, tell=quiet)
     (out / "records" / "memory-reset-seed-0-eval.json").unlink()
     before = (out / "records" / "memory-reset-seed-1-eval.json").stat().st_mtime_ns
     again = run_study(study, out, resume=True, common=("--threads", "1"), tell=quiet)
     assert tabulate(study, again).cells == table.cells
     assert (out / "records" / "memory-reset-seed-1-eval.json").stat().st_mtime_ns == before, "not run again"
+    fewer = study.model_copy(update={"seeds": (0,)})
+    assert [unit.seed for unit in run_study(fewer, out, resume=True, tell=quiet)] == [0, 0, 0]
+    assert json.loads((out / "study.json").read_text())["study"]["seeds"] == [0]
 
 
 @pytest.mark.slow
@@ -97,6 +108,14 @@ def test_what_fails_is_named(study: Study, tmp_path: Path) -> None:
     broken = study.model_copy(update={"rows": rows, "compare": ()})
     with pytest.raises(RecipeError, match=r"as it is, seed 0: `rmt eval` failed: .*nowhere.* \(log: .*eval\.log\)"):
         run_study(broken, tmp_path / "out", tell=quiet)
+
+
+def test_models_are_made_before_they_are_used_and_seed_by_seed(tmp_path: Path) -> None:
+    rows = [{"name": "reset", "like": "rmt"}, {"name": "rmt"}, {"name": "zero", "model": "m"}, {"name": "none"}]
+    study = Study.model_validate({"name": "s", **DESCRIBED, "recipe": "r.yaml", "seeds": [3, 1], "rows": rows})
+    names = [[unit.name for unit in chain] for chain in chains(plan(study, tmp_path))]
+    first = [["rmt-seed-3", "reset-seed-3"], ["zero-seed-3"], ["none-seed-3"]]
+    assert names == [*first, ["rmt-seed-1", "reset-seed-1"], ["none-seed-1"]]
 
 
 def accuracies(right: int, length: int, **changes: Any) -> dict[str, Any]:
@@ -119,9 +138,9 @@ def test_accuracies_of_seeds_are_pooled(tmp_path: Path) -> None:
     table = tabulate(study, units)
     pooled = {(c.row, c.metric, c.at): c for c in table.cells if c.seed == "all"}
     cell = pooled["few", "accuracy", "128"]
-    assert (cell.n, cell.value, cell.low, cell.high) == (100, 0.45, *wilson(45, 100))
+    assert (cell.n, cell.value, cell.low, cell.high) == (100, 0.44, *wilson(44, 100))
     assert pooled["few", "accuracy, memory reset", "64"].value == pytest.approx(0.1)
-    assert [(cost.row, cost.training_s) for cost in table.costs] == [("many tokens", 150.0), ("few", 350.0)]
+    assert [(cost.row, cost.training_s) for cost in table.costs] == [("many tokens", 200.0), ("few", 300.0)]
     (tmp_path / "study.json").write_text(json.dumps({"begun": {}}))
     text = write_study(study, units, table, tmp_path, "-")
     assert not (tmp_path / "losses.png").exists()
@@ -129,7 +148,7 @@ def test_accuracies_of_seeds_are_pooled(tmp_path: Path) -> None:
         "|  | accuracy at 64 | accuracy, memory reset at 64 | accuracy at 128 | accuracy, memory reset at 128 | training "
         "| evaluation | memory |"
     )
-    assert text.splitlines()[3].startswith("| few | 0.850 (0.767–0.907) | 0.100")
+    assert text.splitlines()[3].startswith("| few | 0.840 (0.756–0.899) | 0.100")
     (units[0].out / "results.json").unlink()
     with pytest.raises(InputError, match="results.json: cannot be read"):
         tabulate(study, units)

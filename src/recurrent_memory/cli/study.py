@@ -6,12 +6,16 @@ import os
 import shlex
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import ConfigError
 from .common import Common, Debug, Device, Dtype, Json, Seed, Threads
+
+if TYPE_CHECKING:
+    from ..studies.definition import Study
+    from ..studies.plan import Unit
 
 
 def study(
@@ -33,8 +37,8 @@ def study(
     """Train and evaluate every row of a table, with every seed, and make the table.
 
     With --seed every row is trained once, with that seed. FOLDER gets the models, the evaluations, a log and a record of
-    every process, and the table (table.md, table.csv, results.json, plot.png). After an interruption the same command with
-    --resume goes on.
+    every process, and the table (table.md, table.csv, results.json, plot.png), which is there as soon as all rows have been
+    run with the first seed. After an interruption the same command with --resume goes on, if need be with other seeds.
 
     Example: rmt study studies/lm-segments.yaml novels=my/books --out results/segments --jobs 2
     """
@@ -65,10 +69,14 @@ def study(
     from ..studies.run import run_study
     from ..studies.table import tabulate
 
-    with _bar() as tell:
-        units = run_study(described, out, jobs=jobs, common=shared, resume=resume, tell=tell)
-    table = tabulate(described, units)
     command = shlex.join(["rmt", "study", path, *(given or []), "--out", out, "--jobs", str(jobs)])
+
+    def show(so_far: Study, units: list[Unit]) -> None:
+        write_study(so_far, units, tabulate(so_far, units), out, command)
+
+    with _bar() as tell:
+        units = run_study(described, out, jobs=jobs, common=shared, resume=resume, tell=tell, show=show)
+    table = tabulate(described, units)
     text = write_study(described, units, table, out, command)
     common.show({"out": out, **table.to_dict()}, f"{text}\n{Path(out) / MARKDOWN}")
 

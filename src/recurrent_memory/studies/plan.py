@@ -43,14 +43,27 @@ class Unit:
 
 
 def plan(study: Study, out: Path, common: Sequence[str] = ()) -> list[Unit]:
-    """The units of a study, row by row.
+    """The units of a study: all rows with the first seed, then all with the next.
 
     Args:
         study: The study.
         out: Its folder.
         common: Arguments of every command, such as `--threads 1`.
     """
-    return [_unit(study, row, seed, out, common) for row in study.rows for seed in study.seeds_of(row)]
+    return [
+        _unit(study, row, seed, out, common)
+        for seed in study.seeds
+        for row in study.rows
+        if seed in study.seeds_of(row)
+    ]
+
+
+def chains(units: Sequence[Unit]) -> list[list[Unit]]:
+    """Units that use one model, the one that trains it first: what is run one after the other. In the order of units."""
+    found: dict[str, list[Unit]] = {}
+    for unit in units:
+        found.setdefault(unit.model, []).append(unit)
+    return [sorted(chain, key=lambda unit: unit.training is None) for chain in found.values()]
 
 
 def _unit(study: Study, row: RowRecipe, seed: int, out: Path, common: Sequence[str]) -> Unit:

@@ -1,4 +1,4 @@
-"""Runs a study: every training, then every evaluation, several at a time; what is done is kept.
+"""Runs a study: trainings, each with the evaluations of its model after it, several at a time; what is done is kept.
 
 Each is a process of its own, with a log of its own, so that none takes memory from the next, and each goes on by itself where
 it was interrupted (`--resume`).
@@ -6,14 +6,16 @@ it was interrupted (`--resume`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,22 @@ from ..errors import InputError, OutputError, RecipeError
 from ..evaluation.provenance import machine
 from ..evaluation.tables import write_json
 from .definition import Study
-from .plan import EVALUATIONS, MODELS, RECORDS, Unit, plan
+from .plan import EVALUATIONS, MODELS, RECORDS, Unit, chains, plan
 
 STUDY = "study.json"
 Tell = Callable[[str, int, int], None]
+Show = Callable[[Study, list[Unit]], None]
 
 
 def run_study(
-    study: Study, out: str | Path, *, jobs: int = 1, common: Sequence[str] = (), resume: bool = False, tell: Tell
+    study: Study,
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    common: Sequence[str] = (),
+    resume: bool = False,
+    tell: Tell,
+    show: Show | None = None,
 ) -> list[Unit]:
     """Train and evaluate what a study describes.
 
@@ -37,8 +47,9 @@ def run_study(
         out: The folder: `study.json`, `models/`, `evaluations/`, and `records/` with a log and a record of each process.
         jobs: Processes at a time.
         common: Arguments of every command, such as `--threads 1`.
-        resume: Whether to go on with what is in the folder.
+        resume: Whether to go on with what is in the folder, if only with other seeds.
         tell: Called with the name of what has ended, how many have, and all.
+        show: Called whenever all rows are there for one more seed, with the study of the seeds so far and its units.
 
     Raises:
         OutputError: if the folder holds a study already and `resume` is not set, or cannot be written.
@@ -49,25 +60,38 @@ def run_study(
     _open(folder, study, resume=resume)
     units = plan(study, folder, common)
     runner = _Runner(jobs, 2 * len(units), tell)
-    runner.run([(unit, "train", unit.training) for unit in units])
-    runner.run([(unit, "eval", unit.evaluation) for unit in units])
+    waiting = list(units)
+    shown = 0
+    with closing(runner.run(chains(units))) as chained:
+        for ended in chained:
+            waiting = [unit for unit in waiting if unit not in ended]
+            seeds = _before(study.seeds, {unit.seed for unit in waiting})
+            if show is not None and len(seeds) > shown:
+                shown = len(seeds)
+                show(study.model_copy(update={"seeds": seeds}), [unit for unit in units if unit.seed in seeds])
     return units
+
+
+def _before(seeds: tuple[int, ...], unfinished: Set[int]) -> tuple[int, ...]:
+    return tuple(itertools.takewhile(lambda seed: seed not in unfinished, seeds))
 
 
 def _open(folder: Path, study: Study, *, resume: bool) -> None:
     path = folder / STUDY
     described: dict[str, Any] = json.loads(json.dumps(study.model_dump()))
-    words = ("expected", "time", "cost")
+    may_differ = ("expected", "time", "cost", "seeds")
     if path.is_file():
         if not resume:
             raise OutputError(f"{folder}: holds a study already; go on with --resume, or give another --out")
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))["study"]
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            before, begun = kept["study"], kept["begun"]
             other = sorted(k for k in described.keys() | before.keys() if described.get(k) != before.get(k))
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise InputError(f"{path}: is damaged ({error!r}); give another --out") from error
-        if other := [name for name in other if name not in words]:
+        if other := [name for name in other if name not in may_differ]:
             raise InputError(f"{folder}: holds a study with another {', '.join(other)}; give another --out")
+        write_json({"study": described, "begun": begun}, path)
         return
     try:
         for name in (MODELS, EVALUATIONS, RECORDS):
@@ -86,14 +110,14 @@ class _Runner:
         self.running: set[subprocess.Popen[bytes]] = set()
         self.lock, self.stopped = threading.Lock(), False
 
-    def run(self, tasks: Sequence[tuple[Unit, str, tuple[str, ...] | None]]) -> None:
+    def run(self, chained: Sequence[Sequence[Unit]]) -> Generator[Sequence[Unit]]:
+        """Run every chain; gives each when it has ended."""
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = {pool.submit(self._one, *task): f"{task[0].name} {task[1]}" for task in tasks}
+            futures = {pool.submit(self._chain, chain): chain for chain in chained}
             try:
                 for future in as_completed(futures):
                     future.result()
-                    self.done += 1
-                    self.tell(futures[future], self.done, self.total)
+                    yield futures[future]
             except BaseException as error:
                 self._stop()
                 if isinstance(error, KeyboardInterrupt):
@@ -105,6 +129,16 @@ class _Runner:
             self.stopped = True
             for process in self.running:
                 process.terminate()
+
+    def _chain(self, chain: Sequence[Unit]) -> None:
+        for unit in chain:
+            for kind, arguments in (("train", unit.training), ("eval", unit.evaluation)):
+                self._one(unit, kind, arguments)
+                with self.lock:
+                    if self.stopped:
+                        return
+                    self.done += 1
+                    self.tell(f"{unit.name} {kind}", self.done, self.total)
 
     def _one(self, unit: Unit, kind: str, arguments: tuple[str, ...] | None) -> None:
         path = unit.record(kind)
