@@ -20,6 +20,7 @@ from .config import MemoryConfig
 from .configuration import RecurrentMemoryConfig
 from .errors import ConfigError, InputError, StateError, StateModelMismatchError
 from .fingerprint import Fingerprint, is_same_model
+from .inference.row_threads import Fold, fold_in_pieces
 from .memories.base import Memory
 from .memories.layerwise import LayerwiseMemory
 from .modeling_output import StepOutput
@@ -49,7 +50,8 @@ class ReadsInSegments(PreTrainedModel):
     def fast(self) -> str:
         """Which shortcuts are taken; they compute the same, and round differently in the last digits.
 
-        `auto`: the last layer runs where its output is wanted alone, if that saves time; `off`: everything as it is written;
+        `auto`: the last layer runs where its output is wanted alone, if that saves time, and on a CPU each thread has rows of
+        a batch to itself; `off`: everything as it is written;
         `compile`: as `auto`, and the other layers are compiled when they are first called, which takes half a minute and pays
         for long texts; `graph`: as `auto`, and the folding of a full segment is recorded as a CUDA graph when a text is read
         (`inference/graphs.py`).
@@ -197,12 +199,21 @@ class ReadsInSegments(PreTrainedModel):
         """`fold_segment` without the hidden states of the text, which saves some of the last layer."""
         active = segment.lengths > 0
         if segment.is_full or bool(active.all()):
-            return state.folded(self.memory.write(self.view, segment, state.tensors), active)
+            return state.folded(self._written(segment, state.tensors), active)
         rows = active.nonzero()[:, 0]
         if not rows.numel():
             return state
-        new = self.memory.write(self.view, segment.rows(rows), {name: t[rows] for name, t in state.tensors.items()})
+        new = self._written(segment.rows(rows), {name: t[rows] for name, t in state.tensors.items()})
         return state.folded(_in_rows(state.tensors, rows, new), active)
+
+    def _written(self, segment: Segment, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        view = self.view
+
+        def write(rows: slice) -> dict[str, Tensor]:
+            some = Segment(segment.input_ids[rows], segment.lengths[rows], is_full=segment.is_full)
+            return self.memory.write(view, some, _some_rows(tensors, rows))
+
+        return self._in_pieces(write, *segment.input_ids.shape)
 
     def fold_whole(self, input_ids: Int[Tensor, "B T"], state: MemoryState) -> MemoryState:
         """The state after n whole segments of every row, of which none stays pending.
@@ -306,10 +317,22 @@ class ReadsInSegments(PreTrainedModel):
         if self._fast == "graph" and self.device.type in GRAPH_DEVICES and not torch.is_grad_enabled():
             tensors = self._recorded(tensors).run(text.input_ids[:, : count * length], tensors)
         else:
-            for index in range(count):
-                ids = text.input_ids[:, index * length : (index + 1) * length]
-                tensors = self.memory.write(view, Segment(ids, lengths, is_full=True), tensors)
+
+            def write(rows: slice) -> dict[str, Tensor]:
+                some = _some_rows(state.tensors, rows)
+                for ids in text.input_ids[rows, : count * length].split(length, 1):
+                    some = self.memory.write(view, Segment(ids, lengths[rows], is_full=True), some)
+                return some
+
+            tensors = self._in_pieces(write, len(lengths), length)
         return state.folded(tensors, torch.full_like(lengths, count))
+
+    def _in_pieces(self, fold: Fold, batch: int, positions: int) -> dict[str, Tensor]:
+        """`fold` for all rows; on a CPU a few at a time, if that may be."""
+        if self._fast != "auto" or self.device.type != "cpu" or self.training:
+            return fold(slice(0, batch))
+        changes_layers = isinstance(self.memory, LayerwiseMemory)  # while it runs them: not for two threads at once
+        return fold_in_pieces(fold, batch, positions, 1 if changes_layers else None)
 
     def _recorded(self, tensors: dict[str, Tensor]) -> RecordedFolding:
         from .inference.graphs import Recordings
@@ -317,6 +340,10 @@ class ReadsInSegments(PreTrainedModel):
         known: Recordings = self._recordings or Recordings()
         self._recordings = known
         return known.of(self, tensors)
+
+
+def _some_rows(tensors: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    return {name: tensor[rows] for name, tensor in tensors.items()}
 
 
 def _in_rows(tensors: dict[str, Tensor], rows: Tensor, new: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -23,13 +23,13 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..inference.asking import Answer, ask
 from ..model import RecurrentMemoryModel
+from ..segments import Segment
 from ..state import MemoryState
 from ..tasks.base import Sample, Task
 from ..tasks.noise_source import NoiseSource
 from ..tasks.noise_window import Boundary, NoiseWindow, SampleText
 from ..tasks.pieces import PieceEncoder
 from ..tasks.placing import draw_placed
-from .rows import fold_rows
 
 Score = Callable[[str, Sample], bool]
 
@@ -215,7 +215,7 @@ class GroupReading:
         for at in asked:
             standing.rows += self._ask(standing, ids[:, : at - start], at)
         if index + 1 < self.num_segments:
-            standing.state = fold_rows(self._model, ids, standing.state)
+            standing.state = self._folded(ids, standing.state)
         standing.index += 1
         self._forget(index)
         return num_tokens
@@ -243,6 +243,9 @@ class GroupReading:
             kept = [place for place, lane in enumerate(standing.lanes) if lane >= 0]
             standing.state, standing.lanes = standing.state.index(kept), [standing.lanes[place] for place in kept]
 
+    def _folded(self, ids: Int[Tensor, "B T"], state: MemoryState) -> MemoryState:
+        return self._model.step(Segment.full(ids), state, return_hidden=False)[1].detach()
+
     def _text(self, lane: int) -> SampleText:
         return self._plain if lane < 0 else self._texts[lane]
 
@@ -256,7 +259,7 @@ class GroupReading:
         samples = [self._samples[number] for number in numbers]
         answers: list[list[Answer]] = []
         for before in (standing.state.index(places), self._model.initial_state(len(places))):
-            after = fold_rows(self._model, ids[places], before)
+            after = self._folded(ids[places], before)
             answers.append(ask(self._model, self._tokenizer, after, [sample.question for sample in samples]))
         return [
             Row(

@@ -27,12 +27,12 @@ from ..backbones.base import Backbone
 from ..errors import BackboneError, ConfigError, SourceChangedError
 from ..forward import IGNORE, read_segment
 from ..head_loss import at_least_float32, positions_at_a_time
+from ..inference.row_threads import CPU_POSITIONS
 from ..inference.token_feed import TokenFeed
 from ..segments import Segment, check_ids
 from ..state import MemoryState
 from .continuations import check_writes_text
 from .perplexity_plan import Planned
-from .rows import CPU_POSITIONS
 
 if TYPE_CHECKING:
     from ..model import RecurrentMemoryModel

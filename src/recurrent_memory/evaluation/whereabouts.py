@@ -23,7 +23,6 @@ from ..state import MemoryState
 from ..tasks.scoring import exact_match
 from ..tasks.whereabouts import PEOPLE, PLACES, VERBS, Fact, draw_distractor, question
 from .composite import Composite, Insert, NoiseText
-from .rows import fold_rows
 
 Mode = Literal["first", "anywhere", "four", "distractors"]
 _ROOM_TOKENS = 64
@@ -62,6 +61,7 @@ class _Sample:
     asks: list[int]
 
 
+@torch.no_grad()
 def run_job(
     job: Job, model: RecurrentMemoryModel, tokenizer: Any, noise: NoiseText, tick: Callable[[int], None] | None = None
 ) -> list[dict[str, Any]]:
@@ -94,9 +94,10 @@ def run_job(
             active = [active[k] for k in keep]
         if state is not None:
             ids = np.stack([samples[i].text.slice(start, start + length) for i in active])
-            state = fold_rows(model, torch.from_numpy(ids), state)
+            state = model.step(torch.from_numpy(ids), state, return_hidden=False)[1].detach()
         if any(join > index for join in joins):
-            base = fold_rows(model, torch.from_numpy(plain.slice(start, start + length))[None], base)
+            ids = torch.from_numpy(plain.slice(start, start + length))[None]
+            base = model.step(ids, base, return_hidden=False)[1].detach()
         if tick is not None:
             tick(length * max(1, len(active)))
     return rows
@@ -122,8 +123,7 @@ def _ask(
     questions = [question(person) for _, _, person in pairs]
     answers = []
     for before in (state.index(where), model.initial_state(len(pairs))):
-        with torch.no_grad():
-            after = model.step(Segment(ids, lengths), before, return_hidden=False)[1].detach()
+        after = model.step(Segment(ids, lengths), before, return_hidden=False)[1].detach()
         answers.append(ask(model, tokenizer, after, questions))
     return [
         {
