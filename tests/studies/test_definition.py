@@ -42,9 +42,9 @@ def test_what_is_run(tmp_path: Path) -> None:
     study = load_study(written(tmp_path), ["books=my books"])
     units = plan(study, tmp_path / "out", ["--threads", "1"])
     assert [unit.name for unit in units] == [
-        "zero-shot-seed-3", "rmt-2-tokens-seed-3", "rmt-2-tokens-seed-5", "memory-reset-seed-3", "memory-reset-seed-5"
+        "zero-shot-seed-3", "rmt-2-tokens-seed-3", "memory-reset-seed-3", "rmt-2-tokens-seed-5", "memory-reset-seed-5"
     ]  # fmt: skip
-    zero_shot, first, _, reset, _ = units
+    zero_shot, first, reset, _, _ = units
     assert zero_shot.training is None
     assert zero_shot.evaluation == (
         "eval", "gpt2", "--task", "lm", "--text", "my books/test", "--max-tokens", "60", "--window", "64",
