@@ -82,7 +82,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
     for index, (mode, title) in enumerate(TITLES.items()):
         chosen = [line for line in lines if line["mode"] == mode]
         if not chosen:
@@ -96,7 +96,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     axes.plot(x, y, "k--", marker=".", label="memory reset at every segment")
     axes.axhline(CHANCE, color="grey", linewidth=0.8, linestyle=":", label="chance (1/6)")
     axes.set(xscale="log", xlabel="tokens read", ylabel="accuracy", ylim=(0, 1.03))
-    axes.legend(fontsize=8, loc="center left")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
