@@ -20,15 +20,22 @@ def segments(model: RecurrentMemoryModel, ids: Tensor, memory: Tensor) -> tuple[
         ids: `[B, T]`.
         memory: `[B, M, D]`, before the text.
     """
-    backbone, size = model.backbone, model.memory_config.num_memory_tokens
+    backbone, config, weights = model.backbone, model.memory_config, model.memory
+    size, count = config.num_memory_tokens, config.num_written
     logits: list[Tensor] = []
-    for text in ids.split(model.memory_config.segment_length, dim=1):
-        rows = torch.cat([memory, backbone.get_input_embeddings()(text), memory], 1)
+    for segment in ids.split(config.segment_length, dim=1):
+        text, before = backbone.get_input_embeddings()(segment), memory[:, :count]
+        read, write = memory, before
+        if config.slot_embeddings:
+            read, write = read + weights.read_slots, write + weights.write_slots
+        rows = torch.cat([read, text, write], 1)
         mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
         output = backbone(inputs_embeds=rows, attention_mask=mask, output_hidden_states=True)
         logits.append(output.logits[:, size : size + text.shape[1]])
         written = output.hidden_states[-1][:, size + text.shape[1] :]
-        memory = model.memory.carry(written, before=memory, initial=model.memory.initial_memory)
+        carried = weights.carry(written, before=before, initial=weights.initial_memory[:count])
+        last = torch.cat([memory[:, count:], text], 1)
+        memory = torch.cat([carried, last[:, last.shape[1] - config.recent :]], 1)
     return memory, torch.cat(logits, 1)
 
 
@@ -36,6 +43,24 @@ def segments(model: RecurrentMemoryModel, ids: Tensor, memory: Tensor) -> tuple[
 def read(model: RecurrentMemoryModel, ids: Tensor) -> Tensor:
     """The memory after a text, `[B, M, D]`."""
     return segments(model, ids, model.memory.initial(ids.shape[0])["memory"])[0]
+
+
+def memory_difference(ours: Tensor, plain: Tensor, *, is_exact: bool = True) -> float:
+    """How far two memories are apart: the largest difference, of the plain loop's largest number.
+
+    Args:
+        ours: `[B, M, D]`.
+        plain: The plain loop's.
+        is_exact: Whether they are to be the same but for rounding, which may turn over a sign here and there.
+
+    Raises:
+        RuntimeError: if they are not, in float32 or more: then it is not the same work that was timed.
+    """
+    difference, largest = (ours - plain).abs(), plain.abs().max()
+    share = float((difference > 0.01 * largest).double().mean())
+    if is_exact and plain.dtype in (torch.float32, torch.float64) and share > 0.01:
+        raise RuntimeError(f"ours and the plain loop do not compute the same: {share:.1%} of their memories differ")
+    return float(difference.max() / largest)
 
 
 def train(model: RecurrentMemoryModel, ids: Tensor) -> Tensor:

@@ -19,13 +19,30 @@ def ids_of(tokens: int, batch: int = 1) -> torch.Tensor:
     return torch.randint(VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("carry", ["hidden", "sign"])
+@pytest.mark.parametrize("carry", ["hidden", "sign", "gate"])
+@pytest.mark.parametrize("recent", [0, 2, 4])
 @pytest.mark.parametrize("tokens", [S, 3 * S, 3 * S + 2])
-def test_the_plain_loop_reads_what_ours_reads(carry: str, tokens: int) -> None:
+def test_the_plain_loop_reads_what_ours_reads(carry: str, recent: int, tokens: int) -> None:
     torch.manual_seed(0)
-    model = RecurrentMemoryModel.from_backbone(llama(SHAPES["tiny"]), MemoryConfig(2, S, carry=carry)).double().eval()
+    memory = MemoryConfig(4, S, carry=carry, recent=recent, slot_embeddings=recent == 2)
+    model = RecurrentMemoryModel.from_backbone(llama(SHAPES["tiny"]), memory).double().eval()
+    with torch.no_grad():
+        for parameter in model.memory.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
     ids = ids_of(tokens, batch=2)
-    torch.testing.assert_close(plain_loop.read(model, ids), model.fold(model.read(ids)).memory, rtol=1e-6, atol=1e-6)
+    read = plain_loop.read(model, ids)
+    torch.testing.assert_close(read, model.fold(model.read(ids)).memory, rtol=1e-6, atol=1e-6)
+
+
+def test_another_memory_is_not_taken_for_the_same() -> None:
+    plain = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0)).sign()
+    turned = plain.clone()
+    turned[0, 0, 0] *= -1
+    assert plain_loop.memory_difference(plain, plain) == 0
+    assert plain_loop.memory_difference(turned, plain, is_exact=False) == 2
+    with pytest.raises(RuntimeError, match="do not compute the same: 1.6% of their memories differ"):
+        plain_loop.memory_difference(turned, plain)
+    assert plain_loop.memory_difference(turned.bfloat16(), plain.bfloat16()) == 2
 
 
 def test_the_plain_loop_learns_what_ours_learns() -> None:
