@@ -62,8 +62,8 @@ def run(setting: Setting, peak: Peak) -> Report:
         if PLAIN_BATCH in running:
             theirs = ways[PLAIN_BATCH](ids)
             for row in (row for row in rows if row["contender"] in (LANES, ALONE, INT8)):
-                ours, is_exact = running[row["contender"]](ids), row["contender"] != INT8
-                row["memory_difference_from_plain"] = plain_loop.memory_difference(ours, theirs, is_exact=is_exact)
+                read, is_exact = running[row["contender"]](ids), row["contender"] != INT8
+                row["memory_difference_from_plain"] = plain_loop.memory_difference(read, theirs, is_exact=is_exact)
         report.rows += rows
     return report
 

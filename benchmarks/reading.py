@@ -70,8 +70,8 @@ def run(setting: Setting, peak: Peak) -> Report:
         if PLAIN in {peer.name for peer in running}:
             theirs = plain_loop.read(model, ids)
             for row in (row for row in rows if row["contender"] in ways):
-                ours, is_exact = ways[row["contender"]](ids), row["contender"] != INT8
-                row["memory_difference_from_plain"] = plain_loop.memory_difference(ours, theirs, is_exact=is_exact)
+                read, is_exact = ways[row["contender"]](ids), row["contender"] != INT8
+                row["memory_difference_from_plain"] = plain_loop.memory_difference(read, theirs, is_exact=is_exact)
         report.rows += rows
     return report
 
