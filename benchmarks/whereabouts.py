@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,8 +17,11 @@ from pathlib import Path
 import torch
 from rich.progress import Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
+from recurrent_memory.errors import InputError
 from recurrent_memory.evaluation.composite import NoiseText
+from recurrent_memory.evaluation.provenance import machine
 from recurrent_memory.evaluation.whereabouts import Job, run_job
+from recurrent_memory.files import atomic_write
 from recurrent_memory.models import load_model
 from recurrent_memory.tasks.library_text import take_text, text_hash
 
@@ -79,10 +79,22 @@ class _Count:
         self.progress.advance(self.task, tokens)
 
 
-def commit() -> str:
-    """The commit of the project, if this is a checkout."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+def is_done(path: Path, fingerprint: str, dtype: str) -> bool:
+    """Whether a job's rows are there.
+
+    Raises:
+        InputError: if they are another model's, or in another dtype.
+    """
+    if not path.exists():
+        return False
+    with path.open(encoding="utf-8") as stream:
+        record = json.loads(stream.readline())
+    found = record["fingerprint"], record.get("dtype", "float32")  # which was the only one once
+    if found != (fingerprint, dtype):
+        raise InputError(
+            f"{path}: holds the answers of the model {found[0]} in {found[1]}, this is {fingerprint} in {dtype}; give another --out"
+        )
+    return True
 
 
 def main() -> None:
@@ -96,7 +108,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dtype", default="float32", choices=["float32", "int8"])
     arguments = parser.parse_args()
-    code = commit()  # what is running, whatever is committed meanwhile
+    running = machine()  # at the start: whatever is committed meanwhile, this is what runs
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(arguments.model, "cpu", arguments.dtype)
@@ -109,7 +121,10 @@ def main() -> None:
                 f"--only: there is no job {', '.join(sorted(unknown))}; there are {', '.join(j.name for j in wanted)}"
             )
         wanted = [job for job in wanted if job.name in arguments.only.split(",")]
-    missing = [job for job in wanted if not (folder / f"{job.name}.jsonl").exists()]
+    try:
+        missing = [j for j in wanted if not is_done(folder / f"{j.name}.jsonl", model.fingerprint, arguments.dtype)]
+    except InputError as error:
+        parser.error(str(error))
     longest = max((job.length for job in missing), default=0)
     text = take_text(int(longest * 4.2) + 10_000)
     noise = NoiseText(text, tokenizer)
@@ -134,16 +149,12 @@ def main() -> None:
             "text_chars": len(used),
             "text_bytes_per_token": round(len(used.encode()) / job.length, 3),
             "command": " ".join(["python", "-m", "benchmarks.whereabouts", *sys.argv[1:]]),
-            "commit": code,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "dtype": arguments.dtype,
+            **running,
         }
-        temporary = folder / f"{job.name}.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in [record, *rows]), encoding="utf-8")
-        temporary.rename(folder / f"{job.name}.jsonl")
+        with atomic_write(folder / f"{job.name}.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in [record, *rows]), encoding="utf-8")
         longest_rows = [row for row in rows if row["length"] == job.length]
         right = sum(row["right"] for row in longest_rows)
         speed = f"{seconds:.0f} s, {read / seconds:,.0f} tokens/s"

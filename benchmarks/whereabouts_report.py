@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from recurrent_memory.evaluation.intervals import wilson
+from recurrent_memory.evaluation.tables import write_json
+from recurrent_memory.files import atomic_write
 
 TITLES = {
     "anywhere": "one fact anywhere",
@@ -24,13 +26,15 @@ def write_report(out: Path) -> None:
     files = sorted((out / "rows").glob("*.jsonl"))
     rows = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()[1:]]
     lines = summarise(rows)
-    with (out / "accuracy.csv").open("w", newline="", encoding="utf-8") as stream:
+    with atomic_write(out / "accuracy.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
-    (out / "accuracy.json").write_text(json.dumps(lines, indent=1), encoding="utf-8")
-    (out / "accuracy.md").write_text(tables(lines), encoding="utf-8")
-    plot(lines, out / "accuracy.png")
+    write_json(lines, out / "accuracy.json")
+    with atomic_write(out / "accuracy.md") as temporary:
+        temporary.write_text(tables(lines), encoding="utf-8")
+    with atomic_write(out / "accuracy.png") as temporary:
+        plot(lines, temporary)
 
 
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -97,7 +101,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     axes.axhline(CHANCE, color="grey", linewidth=0.8, linestyle=":", label="chance (1/6)")
     axes.set(xscale="log", xlabel="tokens read", ylabel="accuracy", ylim=(0, 1.03))
     figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, format="png")
     plt.close(figure)
 
 

@@ -52,8 +52,8 @@ class ReadsInSegments(PreTrainedModel):
 
         `auto`: the last layer runs where its output is wanted alone, if that saves time, and on a CPU each thread has rows of
         a batch to itself; `off`: everything as it is written;
-        `compile`: as `auto`, and the other layers are compiled when they are first called, which takes half a minute and pays
-        for long texts; `graph`: as `auto`, and the folding of a full segment is recorded as a CUDA graph when a text is read
+        `compile`: the last layer as in `auto`, and the others are compiled when they are first called, which takes half a minute
+        and pays for long texts; `graph`: as `auto`, and the folding of a full segment is recorded as a CUDA graph when a text is read
         (`inference/graphs.py`).
 
         Raises:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from benchmarks.whereabouts import is_done
 from benchmarks.whereabouts_report import write_report
+from recurrent_memory.errors import InputError
 
 
 def test_tables_hold_every_mode_with_its_intervals_and_count_the_lines_at_chance(tmp_path: Path) -> None:
@@ -29,3 +33,13 @@ def test_tables_hold_every_mode_with_its_intervals_and_count_the_lines_at_chance
         "rows",
         *(f"accuracy.{kind}" for kind in ("csv", "json", "md", "png")),
     }
+
+
+def test_answers_of_another_model_or_dtype_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+    path = tmp_path / "four-65536-50-1.jsonl"
+    assert not is_done(path, "abc", "float32")
+    path.write_text(json.dumps({"fingerprint": "abc"}) + "\n")
+    assert is_done(path, "abc", "float32")
+    for fingerprint, dtype in (("abc", "int8"), ("def", "float32")):
+        with pytest.raises(InputError, match=r"four-65536-50-1.jsonl: .*give another --out"):
+            is_done(path, fingerprint, dtype)

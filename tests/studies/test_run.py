@@ -57,13 +57,11 @@ def study(tmp_path: Path) -> Study:
 @pytest.mark.slow
 def test_from_study_to_table(study: Study, tmp_path: Path) -> None:
     out, told, shown = tmp_path / "out", list[str](), list[tuple[tuple[int, ...], int, int]]()
-
-    def show(so_far: Study, done: list[Unit]) -> None:
-        shown.append((so_far.seeds, len(done), len(tabulate(so_far, done).cells)))
-
-    units = run_study(
-        study, out, jobs=2, common=("--threads", "1"), tell=lambda name, _done, _total: told.append(name), show=show
-    )
+    units: list[Unit] = []
+    for so_far, units in run_study(
+        study, out, jobs=2, common=("--threads", "1"), tell=lambda name, _done, _total: told.append(name)
+    ):
+        shown.append((so_far.seeds, len(units), len(tabulate(so_far, units).cells)))
     assert len(told) == 2 * len(units) == 10
     assert shown[-1] == ((0, 1), 5, 7)
     assert shown[:-1] in ([], [((0,), 3, 3)]), "a table of the first seed, if that ended before the second"
@@ -88,17 +86,18 @@ def test_from_study_to_table(study: Study, tmp_path: Path) -> None:
     assert [cost.training_s is None for cost in table.costs] == [True, False, False]
 
     with pytest.raises(OutputError, match="holds a study already; go on with --resume"):
-        run_study(study, out, tell=quiet)
+        list(run_study(study, out, tell=quiet))
     other_study = study.model_copy(update={"eval": {**study.eval, "max_tokens": 200}})
     with pytest.raises(InputError, match="holds a study with another eval"):
-        run_study(other_study, out, resume=True, tell=quiet)
+        list(run_study(other_study, out, resume=True, tell=quiet))
     (out / "records" / "memory-reset-seed-0-eval.json").unlink()
     before = (out / "records" / "memory-reset-seed-1-eval.json").stat().st_mtime_ns
-    again = run_study(study, out, resume=True, common=("--threads", "1"), tell=quiet)
+    *_, (_, again) = run_study(study, out, resume=True, common=("--threads", "1"), tell=quiet)
     assert tabulate(study, again).cells == table.cells
     assert (out / "records" / "memory-reset-seed-1-eval.json").stat().st_mtime_ns == before, "not run again"
     fewer = study.model_copy(update={"seeds": (0,)})
-    assert [unit.seed for unit in run_study(fewer, out, resume=True, tell=quiet)] == [0, 0, 0]
+    ((so_far, left),) = run_study(fewer, out, resume=True, tell=quiet)
+    assert (so_far, [unit.seed for unit in left]) == (fewer, [0, 0, 0])
     assert json.loads((out / "study.json").read_text())["study"]["seeds"] == [0]
 
 
@@ -107,7 +106,7 @@ def test_what_fails_is_named(study: Study, tmp_path: Path) -> None:
     rows = (study.rows[0].model_copy(update={"model": str(tmp_path / "nowhere")}),)
     broken = study.model_copy(update={"rows": rows, "compare": ()})
     with pytest.raises(RecipeError, match=r"as it is, seed 0: `rmt eval` failed: .*nowhere.* \(log: .*eval\.log\)"):
-        run_study(broken, tmp_path / "out", tell=quiet)
+        list(run_study(broken, tmp_path / "out", tell=quiet))
 
 
 def test_models_are_made_before_they_are_used_and_seed_by_seed(tmp_path: Path) -> None:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from contextlib import closing, contextmanager
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
 from .common import Common, Debug, Device, Dtype, Json, Seed, Threads
-
-if TYPE_CHECKING:
-    from ..studies.definition import Study
-    from ..studies.plan import Unit
 
 
 def study(
@@ -70,15 +66,16 @@ def study(
     from ..studies.table import tabulate
 
     command = shlex.join(["rmt", "study", path, *(given or []), "--out", out, "--jobs", str(jobs)])
-
-    def show(so_far: Study, units: list[Unit]) -> None:
-        write_study(so_far, units, tabulate(so_far, units), out, command)
-
-    with _bar() as tell:
-        units = run_study(described, out, jobs=jobs, common=shared, resume=resume, tell=tell, show=show)
-    table = tabulate(described, units)
-    text = write_study(described, units, table, out, command)
-    common.show({"out": out, **table.to_dict()}, f"{text}\n{Path(out) / MARKDOWN}")
+    shown: dict[str, Any] = {}
+    text = ""
+    with (
+        _bar() as tell,
+        closing(run_study(described, out, jobs=jobs, common=shared, resume=resume, tell=tell)) as finished,
+    ):
+        for so_far, units in finished:
+            table = tabulate(so_far, units)
+            shown, text = table.to_dict(), write_study(so_far, units, table, out, command)
+    common.show({"out": out, **shown}, f"{text}\n{Path(out) / MARKDOWN}")
 
 
 @contextmanager

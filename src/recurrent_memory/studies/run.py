@@ -27,19 +27,11 @@ from .plan import EVALUATIONS, MODELS, RECORDS, Unit, chains, plan
 
 STUDY = "study.json"
 Tell = Callable[[str, int, int], None]
-Show = Callable[[Study, list[Unit]], None]
 
 
 def run_study(
-    study: Study,
-    out: str | Path,
-    *,
-    jobs: int = 1,
-    common: Sequence[str] = (),
-    resume: bool = False,
-    tell: Tell,
-    show: Show | None = None,
-) -> list[Unit]:
+    study: Study, out: str | Path, *, jobs: int = 1, common: Sequence[str] = (), resume: bool = False, tell: Tell
+) -> Generator[tuple[Study, list[Unit]]]:
     """Train and evaluate what a study describes.
 
     Args:
@@ -49,7 +41,9 @@ def run_study(
         common: Arguments of every command, such as `--threads 1`.
         resume: Whether to go on with what is in the folder, if only with other seeds.
         tell: Called with the name of what has ended, how many have, and all.
-        show: Called whenever all rows are there for one more seed, with the study of the seeds so far and its units.
+
+    Yields:
+        Whenever all rows are there for one more seed, the study of the seeds so far and its units; at last the whole.
 
     Raises:
         OutputError: if the folder holds a study already and `resume` is not set, or cannot be written.
@@ -60,16 +54,14 @@ def run_study(
     _open(folder, study, resume=resume)
     units = plan(study, folder, common)
     runner = _Runner(jobs, 2 * len(units), tell)
-    waiting = list(units)
-    shown = 0
+    waiting, shown = list(units), 0
     with closing(runner.run(chains(units))) as chained:
         for ended in chained:
             waiting = [unit for unit in waiting if unit not in ended]
             seeds = _before(study.seeds, {unit.seed for unit in waiting})
-            if show is not None and len(seeds) > shown:
+            if len(seeds) > shown:
                 shown = len(seeds)
-                show(study.model_copy(update={"seeds": seeds}), [unit for unit in units if unit.seed in seeds])
-    return units
+                yield study.model_copy(update={"seeds": seeds}), [unit for unit in units if unit.seed in seeds]
 
 
 def _before(seeds: tuple[int, ...], unfinished: Set[int]) -> tuple[int, ...]:
