@@ -33,6 +33,7 @@ def interval(ratios: list[float], rng: random.Random) -> tuple[float, float]:
 
 
 def main() -> None:
+    """Measure, print, and write what OUT.json names."""
     begun, rng, lines = machine(), random.Random(SEED), []
     model, _ = load_model(None, "cpu", "float32")
     for batch, tokens in ((8, 2048), (16, 2048), (16, 4096), (64, 1024)):
