@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +90,14 @@ def test_what_cannot_be_run(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--rounds", "0"])
     assert "--rounds 0: must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [["benchmarks/reading.py"], ["-m", "benchmarks.reading"]])
+def test_reading_alone_prints_json_and_the_command_that_makes_it_again(form: list[str], tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, *form, "--json", "--quick", "--threads", "1", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["benchmark"] == "reading"
+    assert found["command"].startswith("python -m benchmarks --only reading --json --quick")
+    assert {row["contender"] for row in found["rows"]} >= {"ours", "plain research loop", "full attention, KV cache"}
