@@ -22,6 +22,7 @@ from ..model import RecurrentMemoryModel
 from .bptt import Backpropagation
 from .checkpoint import load_weights
 from .examples import SegmentedExamples
+from .frozen_weights import cast_once
 from .lane_trainer import LaneTrainer
 from .reporting import Report, RowsCallback, report_rows
 from .task_examples import TaskExamples
@@ -201,7 +202,8 @@ def train_curriculum(
             trainer = _trainer(model, _stage_args(args, stage, folder, best_by), examples, stage, settings)
             if report is not None:
                 report_rows(trainer, RowsCallback(report, index, len(stages), stage.num_segments))
-            trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+            with cast_once(model):
+                trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
             result = _result(folder, stage)
             trainer.accelerator.wait_for_everyone()
         if result is None:

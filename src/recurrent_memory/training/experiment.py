@@ -93,7 +93,7 @@ class Experiment(Strict):
     stages: tuple[StageRecipe, ...] = Field(min_length=1)
     max_steps: int = Field(1000, ge=1)
     target_accuracy: float | None = Field(None, gt=0, le=1)
-    backpropagation: BackpropagationRecipe = Field(default_factory=BackpropagationRecipe)
+    backpropagation: BackpropagationRecipe = Field(default_factory=BackpropagationRecipe.model_construct)
     optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe.model_construct)
     batch: BatchRecipe = Field(default_factory=BatchRecipe.model_construct)
     precision: Literal["float32", "bf16", "fp16"] = "float32"

@@ -63,6 +63,7 @@ class BackpropagationRecipe(Strict):
 
     kind: Kind = "full"
     window: int | None = None
+    memory_noise: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _is_valid(self) -> Self:
@@ -71,7 +72,7 @@ class BackpropagationRecipe(Strict):
 
     def build(self) -> Backpropagation:
         """Which gradient is taken, and how."""
-        return Backpropagation(self.kind, self.window)
+        return Backpropagation(self.kind, self.window, self.memory_noise)
 
 
 class OptimizerRecipe(Strict):
