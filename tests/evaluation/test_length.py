@@ -57,12 +57,10 @@ def is_right(answer: str, sample: Sample) -> bool:
 def alone(group: Group, task: Task, noise: NoiseSource, number: int, length: int) -> dict[str, Any]:
     """What a text is asked and answered when it is read alone, from its first token to its last."""
     model, tokenizer = tiny_model().double(), tiny_tokenizer()
-    rng = random.Random(f"{SEED}/{group.name}/noise")
-    window = NoiseWindow(noise.from_char(rng.randrange(noise.num_chars)), tokenizer)
-    kind = "" if task.placement == "first" else f"/{length}"
-    sample, targets, limit = draw_placed(
-        task, PieceEncoder(tokenizer), group.lengths[0], random.Random(f"{SEED}/{task.name}{kind}/{number}")
-    )
+    name = f"{SEED}/{task.name}{'' if task.placement == 'first' else f'/{length}'}/{number}"
+    sample, targets, limit = draw_placed(task, PieceEncoder(tokenizer), group.lengths[0], random.Random(name))
+    begin = random.Random(f"{name}/noise").randrange(noise.num_chars)
+    window = NoiseWindow(noise.from_char(begin), tokenizer)
     text = SampleText(window, sample.facts, targets, "sentence", limit)
     ids = torch.from_numpy(text.slice(0, length))[None]
     answers = [
@@ -81,7 +79,7 @@ def alone(group: Group, task: Task, noise: NoiseSource, number: int, length: int
     ("name", "group"),
     [
         ("detect", Group(0, (0, 1, 2), (6 * S,))),
-        ("detect", Group(2, (2, 3), (4_000,))),  # some texts are the noise alone for most of their length
+        ("detect", Group(2, (2, 3), (4_000,))),
         ("detect", Group(4, (4, 5), (203,))),  # ends inside a segment
         ("memorize", Group(0, (0, 1), (2 * S + 3, 3 * S, 10 * S + 1))),  # all lengths in one pass
         ("qa2", Group(0, (0, 1), (2_000,))),  # many facts
@@ -100,12 +98,19 @@ def test_texts_read_together_answer_as_texts_read_alone(name: str, group: Group,
         assert row.right == exact_match(row.answer, row.target)
 
 
-def test_what_texts_have_in_common_is_read_once(noise: NoiseSource) -> None:
-    group = Group(0, tuple(range(6)), (20_000,))
-    rows, tokens = read_all(group, load_task("detect"), noise)
-    assert len(rows) == 6
-    read_alone = sum(20_000 - row.fact_token for row in rows)
-    assert tokens < read_alone + 20_000 + 6 * 3_000
+def test_every_text_has_a_noise_of_its_own_whatever_it_is_read_with(noise: NoiseSource) -> None:
+    """Texts with the same noise would be right or wrong together, and intervals too narrow."""
+    for name in ("memorize", "detect"):
+        together, *apart = (
+            GroupReading(
+                Group(numbers[0], numbers, (20 * S,)), tiny_model(), tiny_tokenizer(), load_task(name), noise, seed=SEED,
+                boundary="sentence", score=is_right,
+            )
+            for numbers in (tuple(range(6)), *((number,) for number in range(6)))
+        )  # fmt: skip
+        ids = together._ids(10 * S, 12 * S)
+        assert torch.equal(ids, torch.cat([reading._ids(10 * S, 12 * S) for reading in apart]))
+        assert len({tuple(row) for row in ids.tolist()}) == 6
 
 
 def test_groups_ask_every_sample_at_every_length_once() -> None:

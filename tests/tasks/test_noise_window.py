@@ -97,28 +97,7 @@ def test_facts_without_places_begin_the_text(kind: str) -> None:
     window = NoiseWindow(chunks(TEXT), tokenizer_of(kind))
     sample = SampleText(window, FACTS[:2], ())
     assert taken(sample, window, 1_500) == whole(kind, f"{FACTS[0]} {FACTS[1]} {TEXT}")[:1_500]
-    assert sample.first_change == 0
     assert sample.fact_spans[0][0] == 0
-
-
-def test_before_its_first_change_a_text_is_its_noise() -> None:
-    tokenizer = tokenizer_of("byte level")
-    window = NoiseWindow(chunks(TEXT), tokenizer)
-    sample, plain = SampleText(window, FACTS[:1], [9_000]), SampleText(window, (), ())
-    first = sample.first_change
-    assert 0 < first < 9_000
-    assert sample.slice(0, first).tolist() == plain.slice(0, first).tolist()
-
-
-def test_texts_may_begin_late() -> None:
-    tokenizer, text = tokenizer_of("byte level"), TEXT
-    whole = SampleText(NoiseWindow(chunks(text), tokenizer), FACTS[:2], [5_000, 9_000])
-    late = SampleText(NoiseWindow(chunks(text), tokenizer), FACTS[:2], [5_000, 9_000])
-    expected = whole.slice(0, 12_000)
-    join = late.first_change // STEP * STEP
-    assert [late.slice(at, at + STEP).tolist() for at in range(join, 12_000, STEP)] == [
-        expected[at : at + STEP].tolist() for at in range(join, 12_000, STEP)
-    ]
 
 
 def test_noise_that_ends_is_named_and_what_is_forgotten_is_gone() -> None:

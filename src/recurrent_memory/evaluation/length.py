@@ -1,8 +1,8 @@
 """Accuracy of a task against the length of the text: which texts are read together, and what they are asked.
 
-Texts of one group are read side by side, a segment at a time. They share their noise: until its first fact comes a text
-is its noise, so one lane reads the noise for all, and each text goes on from a copy of that lane's state. The result is
-that of reading every text alone. Where the facts begin the text, all lengths of it are asked in one pass.
+Texts of one group are read side by side, a segment at a time. Each has a noise of its own: what a text says by chance may
+cost a memory its fact, so that texts with the same noise are right or wrong together, and count for less than their number.
+The result is that of reading every text alone. Where the facts begin the text, all lengths of it are asked in one pass.
 
 A question is put as `ask` puts it: what is pending is folded, the question stands in a segment of its own. Beside it
 the same is asked of a memory that was reset before the last segment.
@@ -39,7 +39,7 @@ class Group:
     """Texts that are read together.
 
     Args:
-        number: Names the group, and what is random about its noise.
+        number: Names the group.
         samples: The numbers of the samples.
         lengths: Tokens at which each of them is asked, ascending; one, unless the facts begin the text.
     """
@@ -55,7 +55,7 @@ class Group:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of its texts, whether read apart or together."""
+        """Tokens of its texts."""
         return len(self.samples) * self.lengths[-1]
 
 
@@ -134,14 +134,12 @@ class Standing:
 
     Args:
         index: The next segment.
-        state: Of the lanes, in order; nothing is pending.
-        lanes: The sample of each lane, by its place in the group; -1 is the noise.
+        state: Of the texts, in order; nothing is pending.
         rows: What has been answered.
     """
 
     index: int
     state: MemoryState
-    lanes: list[int]
     rows: list[Row] = field(default_factory=list[Row])
 
 
@@ -154,7 +152,7 @@ class GroupReading:
         tokenizer: Its tokenizer.
         task: Makes the samples.
         noise: What they are hidden in.
-        seed: All that is random is a function of it, of the group and of the sample.
+        seed: All that is random is a function of it, of the sample and, unless the facts begin the text, of the length.
         boundary: Where facts may stand.
         score: Whether an answer is right.
     """
@@ -172,26 +170,24 @@ class GroupReading:
         score: Score,
     ) -> None:
         self.group, self._model, self._tokenizer, self._score = group, model, tokenizer, score
-        rng = random.Random(f"{seed}/{group.name}/noise")
-        self._window = NoiseWindow(noise.from_char(rng.randrange(noise.num_chars)), tokenizer)
-        self._plain = SampleText(self._window, (), ())
         encoder = PieceEncoder(tokenizer)
         self._samples: list[Sample] = []
+        self._windows: list[NoiseWindow] = []
         self._texts: list[SampleText] = []
         for number in group.samples:
             where = group.lengths[0]
-            kind = "" if task.placement == "first" else f"/{where}"
-            sample, targets, limit = draw_placed(
-                task, encoder, where, random.Random(f"{seed}/{task.name}{kind}/{number}")
-            )
+            name = f"{seed}/{task.name}{'' if task.placement == 'first' else f'/{where}'}/{number}"
+            sample, targets, limit = draw_placed(task, encoder, where, random.Random(name))
+            begin = random.Random(f"{name}/noise").randrange(noise.num_chars)
+            window = NoiseWindow(noise.from_char(begin), tokenizer)
             self._samples.append(sample)
-            self._texts.append(SampleText(self._window, sample.facts, targets, boundary, limit))
+            self._windows.append(window)
+            self._texts.append(SampleText(window, sample.facts, targets, boundary, limit))
         self._length = model.memory_config.segment_length
-        self._joins = [text.first_change // self._length for text in self._texts]
 
     def begin(self) -> Standing:
         """Before the first segment."""
-        return Standing(0, self._model.initial_state(1), [-1])
+        return Standing(0, self._model.initial_state(len(self._texts)))
 
     @property
     def num_segments(self) -> int:
@@ -200,17 +196,16 @@ class GroupReading:
 
     @torch.no_grad()
     def advance(self, standing: Standing) -> int:
-        """Read a segment of every lane, and ask what is to be asked in it.
+        """Read a segment of every text, and ask what is to be asked in it.
 
         Returns:
             The tokens that went through the model.
         """
         index, length = standing.index, self._length
         start = index * length
-        self._join(standing)
         asked = [at for at in self.group.lengths if start < at <= start + length]
         width = min(length, self.group.lengths[-1] - start)
-        ids = self._ids(standing.lanes, start, start + width)
+        ids = self._ids(start, start + width)
         num_tokens = ids.numel()
         for at in asked:
             standing.rows += self._ask(standing, ids[:, : at - start], at)
@@ -224,49 +219,32 @@ class GroupReading:
         """Go through the texts up to where an interrupted reading was, without the model."""
         for index in range(standing.index):
             start = index * self._length
-            self._ids([-1, *(n for n, join in enumerate(self._joins) if join <= index)], start, start + self._length)
+            self._ids(start, start + self._length)
             self._forget(index)
 
     def _forget(self, index: int) -> None:
         if index % 64 == 0:
-            texts = [self._plain, *self._texts]
-            self._window.forget(min(text.needs((index + 1) * self._length) for text in texts))
-
-    def _join(self, standing: Standing) -> None:
-        """Lanes of the texts that begin to differ from the noise; the noise's lane ends with the last of them."""
-        new = [number for number, join in enumerate(self._joins) if join == standing.index]
-        if new:
-            noise = standing.lanes.index(-1)
-            standing.state = MemoryState.cat([standing.state, standing.state.index([noise] * len(new))])
-            standing.lanes += new
-        if -1 in standing.lanes and all(join <= standing.index for join in self._joins):
-            kept = [place for place, lane in enumerate(standing.lanes) if lane >= 0]
-            standing.state, standing.lanes = standing.state.index(kept), [standing.lanes[place] for place in kept]
+            for window, text in zip(self._windows, self._texts, strict=True):
+                window.forget(text.needs((index + 1) * self._length))
 
     def _folded(self, ids: Int[Tensor, "B T"], state: MemoryState) -> MemoryState:
         return self._model.step(Segment.full(ids), state, return_hidden=False)[1].detach()
 
-    def _text(self, lane: int) -> SampleText:
-        return self._plain if lane < 0 else self._texts[lane]
-
-    def _ids(self, lanes: Sequence[int], start: int, stop: int) -> Int[Tensor, "B T"]:
-        ids = np.stack([self._text(lane).slice(start, stop) for lane in lanes])
-        return torch.from_numpy(ids).to(self._model.device)
+    def _ids(self, start: int, stop: int) -> Int[Tensor, "B T"]:
+        return torch.from_numpy(np.stack([text.slice(start, stop) for text in self._texts])).to(self._model.device)
 
     def _ask(self, standing: Standing, ids: Int[Tensor, "B T"], at: int) -> list[Row]:
-        places = [place for place, lane in enumerate(standing.lanes) if lane >= 0]
-        numbers = [standing.lanes[place] for place in places]
-        samples = [self._samples[number] for number in numbers]
+        questions = [sample.question for sample in self._samples]
         answers: list[list[Answer]] = []
-        for before in (standing.state.index(places), self._model.initial_state(len(places))):
-            after = self._folded(ids[places], before)
-            answers.append(ask(self._model, self._tokenizer, after, [sample.question for sample in samples]))
+        for before in (standing.state, self._model.initial_state(len(questions))):
+            after = self._folded(ids, before)
+            answers.append(ask(self._model, self._tokenizer, after, questions))
         return [
             Row(
                 length=at,
-                sample=self.group.samples[number],
+                sample=number,
                 num_facts=len(sample.facts),
-                fact_token=self._texts[number].fact_spans[max(sample.supporting, default=-1)][0],
+                fact_token=text.fact_spans[max(sample.supporting, default=-1)][0],
                 question=sample.question,
                 target=sample.answer,
                 answer=kept.text,
@@ -275,5 +253,7 @@ class GroupReading:
                 reset_answer=reset.text,
                 reset_right=self._score(reset.text, sample),
             )
-            for number, sample, kept, reset in zip(numbers, samples, *answers, strict=True)
+            for number, sample, text, kept, reset in zip(
+                self.group.samples, self._samples, self._texts, *answers, strict=True
+            )
         ]

@@ -35,7 +35,7 @@ class LengthEvaluation:
         lengths: Tokens of the texts.
         samples: How many for each length.
         seed: All that is random is a function of it.
-        lanes: Texts read side by side.
+        lanes: Texts read side by side; they change no answer but by rounding.
         boundary: Whether a fact may stand after any sentence, or any word.
         scoring: "exact": the answer is the target; "babilong": BABILong's rule.
         options: What the task was made with, for the record.
@@ -106,7 +106,7 @@ def evaluate_lengths(
         out: The folder: `evaluation.json` (the plan), `rows/` (every answer), `accuracy.csv`, `results.json`,
             `accuracy.png`.
         resume: Whether to go on with what is in the folder.
-        save_every_s: Seconds between savings of what the lanes remember.
+        save_every_s: Seconds between savings of what is remembered.
         tell: Called with the tokens of texts that are done, and of all.
 
     Raises:
@@ -220,7 +220,6 @@ def _keep(partial: Path, group: Group, standing: Standing) -> None:
         {
             "group": group.name,
             "index": str(standing.index),
-            "lanes": json.dumps(standing.lanes),
             "rows": json.dumps([row.to_dict() for row in standing.rows]),
         },
     )
@@ -235,7 +234,7 @@ def _restore(partial: Path, group: Group, model: RecurrentMemoryModel) -> Standi
     state = MemoryState.load(partial, model=model)
     try:
         rows = [Row(**row) for row in json.loads(metadata["rows"])]
-        return Standing(int(metadata["index"]), state, json.loads(metadata["lanes"]), rows)
+        return Standing(int(metadata["index"]), state, rows)
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{partial}: is not what an evaluation keeps ({error}); delete it") from error
 

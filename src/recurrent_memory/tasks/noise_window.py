@@ -1,7 +1,7 @@
-"""A text without end of which only a window is kept, and texts that are it but for sentences put in.
+"""A text without end of which only a window is kept, and a text that is it but for sentences put in.
 
-Many samples share one noise text: it is tokenized once, and around a sentence that is put in the few tokens that change
-are tokenized anew. What comes out is the tokenization of the whole text with its sentences.
+Around a sentence that is put in the few tokens that change are tokenized anew. What comes out is the tokenization of the whole text
+with its sentences.
 """
 
 from __future__ import annotations
@@ -246,13 +246,6 @@ class SampleText:
         self.fact_spans: list[tuple[int, int]] = []
         if facts and not targets:
             self._insert(window.open(facts), 0)
-
-    @property
-    def first_change(self) -> int:
-        """A token before which the text is its noise."""
-        if self._done or not self._clusters:
-            return 0
-        return max(0, self._clusters[0][0][0] - LOOK_AHEAD_TOKENS)
 
     def slice(self, start: int, stop: int) -> np.ndarray:
         """The ids `start … stop`. Slices are taken in order; what lies before `start` is forgotten."""
