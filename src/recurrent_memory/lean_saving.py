@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -73,19 +75,27 @@ def complete(model: RecurrentMemoryModel, missing: set[str], source: dict[str, s
     return missing - found.keys()
 
 
+@contextmanager
+def says_nothing_of_missing_weights() -> Generator[None]:
+    """Within it, transformers does not report that weights are missing: they are looked for elsewhere, and checked."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
 def _backbone_weights(model: RecurrentMemoryModel, name: str, dtype: str | None = None) -> dict[str, Tensor]:
     wanted = getattr(torch, dtype) if dtype is not None else model.dtype
     head: dict[str, Any] = {"num_labels": model.backbone.config.num_labels}
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it would say that the head is missing, which is in the model's own folder
     try:
-        with torch.random.fork_rng(devices=[]):  # and it is drawn
+        # The head is missing, as it is in the model's own folder; and it is drawn.
+        with says_nothing_of_missing_weights(), torch.random.fork_rng(devices=[]):
             backbone: Any = type(model.backbone).from_pretrained(name, dtype=wanted, use_safetensors=True, **head)
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise BackboneError(f"{name}: the backbone of this model cannot be loaded ({reason})") from error
-    finally:
-        transformers_logging.set_verbosity(before)
     return cast(dict[str, Tensor], backbone.state_dict())
 
 

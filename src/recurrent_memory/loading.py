@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from .backbones.families import HOW_TO_ADD, Family, family_named, find_family
 from .config import MemoryConfig
 from .configuration import RecurrentMemoryConfig
 from .errors import BackboneError, ConfigError, RecurrentMemoryError
+from .lean_saving import complete, says_nothing_of_missing_weights
 
 if TYPE_CHECKING:
     from .model import RecurrentMemoryModel
@@ -116,8 +118,10 @@ def load_pretrained(
         )
     kwargs["use_safetensors"] = True
     want_info = kwargs.pop("output_loading_info", False)
+    quietly = says_nothing_of_missing_weights() if config.backbone_source is not None else nullcontext()
     try:
-        loaded, info = load(str(path), *args, output_loading_info=True, **kwargs)
+        with quietly:
+            loaded, info = load(str(path), *args, output_loading_info=True, **kwargs)
     except RecurrentMemoryError:
         raise
     except Exception as error:
@@ -126,8 +130,6 @@ def load_pretrained(
         ) from error
     missing = set(info["missing_keys"])
     if loaded.config.backbone_source is not None:
-        from .lean_saving import complete
-
         missing = complete(loaded, missing, loaded.config.backbone_source)
     if missing := sorted(missing):
         raise BackboneError(

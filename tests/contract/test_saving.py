@@ -1,6 +1,7 @@
 """Save, load, continue: exact, for states, models, and models with a PEFT adapter inside."""
 
 import copy
+import logging
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from contract.backbones import BACKBONES, DECODERS, M, S, Tiny
 from contract.cases import (
@@ -132,7 +134,9 @@ def test_a_model_saved_without_its_backbone_is_the_same_model(tiny: Tiny, tmp_pa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_adapter_is_saved_without_the_backbone(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_an_adapter_is_saved_without_the_backbone(
+    dtype: torch.dtype, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone = backbone_of(gpt2).to(dtype)
     backbone.save_pretrained(tmp_path / "backbone")
     model = RecurrentMemoryModel.from_backbone(backbone, MemoryConfig(M, S))
@@ -149,8 +153,11 @@ def test_an_adapter_is_saved_without_the_backbone(dtype: torch.dtype, tmp_path: 
     assert {name for name in names if not ("lora_" in name or name.startswith("memory."))} == {
         "backbone.transformer.ln_f.bias"
     }
+    transformers_logging.set_verbosity_warning()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     for wanted in (None, torch.float32):
         loaded = RecurrentMemoryModel.from_pretrained(tmp_path / "lean", **({"dtype": wanted} if wanted else {}))
+        assert "MISSING" not in caplog.text, "what is in the backbone is not missing"
         assert loaded.dtype == (wanted or dtype)
         assert loaded.fingerprint == model.fingerprint
         theirs = model.state_dict()
