@@ -33,11 +33,11 @@ def chunks(text: str) -> Iterator[str]:
     return (text[at : at + 777] for at in range(0, len(text), 777))
 
 
-def taken(sample: SampleText, window: NoiseWindow, length: int) -> list[int]:
+def taken(sample: SampleText, length: int) -> list[int]:
     ids: list[int] = []
     for start in range(0, length, STEP):
         ids += sample.slice(start, min(start + STEP, length)).tolist()
-        window.forget(sample.needs(start + STEP))
+        sample.forget(start + STEP)
     return ids
 
 
@@ -45,7 +45,7 @@ def taken(sample: SampleText, window: NoiseWindow, length: int) -> list[int]:
 def test_a_window_gives_the_tokens_of_the_whole(kind: str) -> None:
     window = NoiseWindow(chunks(TEXT), tokenizer_of(kind))
     expected = whole(kind, TEXT)[:15_000]
-    assert taken(SampleText(window, (), ()), window, len(expected)) == expected
+    assert taken(SampleText(window, (), ()), len(expected)) == expected
     assert window.first > 0, "it has forgotten the beginning"
 
 
@@ -58,7 +58,7 @@ def test_a_sample_is_the_tokenization_of_its_text(kind: str, num_facts: int, bou
         facts, targets, limit, length = drawn(kind, num_facts, seed)
         window = NoiseWindow(chunks(TEXT), tokenizer_of(kind))
         sample = SampleText(window, facts, targets, boundary, limit)
-        ids = taken(sample, window, length)
+        ids = taken(sample, length)
         places = [place_of(starts[target], starts[limit], boundary) for target in targets]
         hidden = hide(TEXT, facts, places, random.Random(0))
         offsets = whole_offsets(kind, hidden.text)
@@ -96,7 +96,7 @@ def whole_offsets(kind: str, text: str) -> list[tuple[int, int]]:
 def test_facts_without_places_begin_the_text(kind: str) -> None:
     window = NoiseWindow(chunks(TEXT), tokenizer_of(kind))
     sample = SampleText(window, FACTS[:2], ())
-    assert taken(sample, window, 1_500) == whole(kind, f"{FACTS[0]} {FACTS[1]} {TEXT}")[:1_500]
+    assert taken(sample, 1_500) == whole(kind, f"{FACTS[0]} {FACTS[1]} {TEXT}")[:1_500]
     assert sample.fact_spans[0][0] == 0
 
 
@@ -147,7 +147,7 @@ def test_memory_does_not_grow_with_the_length() -> None:
         tracemalloc.start()
         for start in range(0, length, STEP):
             sample.slice(start, start + STEP)
-            window.forget(sample.needs(start + STEP))
+            sample.forget(start + STEP)
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return size

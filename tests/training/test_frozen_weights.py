@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,18 @@ def test_weights_are_cast_once_and_again_when_they_change(layer: nn.Module, monk
     monkeypatch.undo()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), third)
+
+
+def test_a_forward_pass_that_somebody_replaced_is_left_alone() -> None:
+    """Accelerate does so where a model is spread over devices; taking ours away would take its own."""
+    model = copy_model()
+    model.requires_grad_(False)
+    layer = next(module for module in model.modules() if type(module) is nn.Linear)
+    theirs = layer.forward = functools.partial(nn.Linear.forward, layer)
+    for _ in range(2):
+        with cast_once(model):
+            assert layer.forward is theirs
+        assert layer.forward is theirs
 
 
 def test_without_autocast_nothing_is_cast() -> None:

@@ -172,7 +172,6 @@ class GroupReading:
         self.group, self._model, self._tokenizer, self._score = group, model, tokenizer, score
         encoder = PieceEncoder(tokenizer)
         self._samples: list[Sample] = []
-        self._windows: list[NoiseWindow] = []
         self._texts: list[SampleText] = []
         for number in group.samples:
             where = group.lengths[0]
@@ -181,7 +180,6 @@ class GroupReading:
             begin = random.Random(f"{name}/noise").randrange(noise.num_chars)
             window = NoiseWindow(noise.from_char(begin), tokenizer)
             self._samples.append(sample)
-            self._windows.append(window)
             self._texts.append(SampleText(window, sample.facts, targets, boundary, limit))
         self._length = model.memory_config.segment_length
 
@@ -224,8 +222,8 @@ class GroupReading:
 
     def _forget(self, index: int) -> None:
         if index % 64 == 0:
-            for window, text in zip(self._windows, self._texts, strict=True):
-                window.forget(text.needs((index + 1) * self._length))
+            for text in self._texts:
+                text.forget((index + 1) * self._length)
 
     def _folded(self, ids: Int[Tensor, "B T"], state: MemoryState) -> MemoryState:
         return self._model.step(Segment.full(ids), state, return_hidden=False)[1].detach()

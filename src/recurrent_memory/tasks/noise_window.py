@@ -222,7 +222,7 @@ class SampleText:
     """The token ids of the noise with a sample's facts in it.
 
     Args:
-        window: The noise; it has to be at its start, or not far from it.
+        window: The noise, at its start; this text's alone.
         facts: The sentences.
         targets: The token of the noise at which each is put, in order; empty: they begin the text.
         boundary: Where sentences may stand.
@@ -258,9 +258,9 @@ class SampleText:
             parts.append(self._window.slice(begin, self._noise + stop - self._position))
         return np.concatenate(parts)
 
-    def needs(self, start: int) -> int:
-        """The first token of the noise that slices from `start` on, and facts yet to come, have to do with."""
-        return max(0, self._noise + max(0, start - self._position) - LOOK_AHEAD_TOKENS)
+    def forget(self, start: int) -> None:
+        """Let go of the noise that slices from `start` on, and facts yet to come, have nothing to do with."""
+        self._window.forget(max(0, self._noise + max(0, start - self._position) - LOOK_AHEAD_TOKENS))
 
     def _insert(self, insert: Insert, start: int) -> None:
         taken = max(0, start - self._position)

@@ -146,7 +146,7 @@ def backpropagate(
         >>> optimizer.step()
     """
     text = Unrolling(model, input_ids, labels, attention_mask, memory_state, num_items_in_batch, text_lengths)
-    run = _Run(text, loss_scale, autocast, Disturbance.of(model, method.memory_noise))
+    run = _Run(text, loss_scale, autocast, Disturbance.of(model.memory_config, method.memory_noise))
     if method.kind == "recompute":
         tensors = _recompute(run)
     elif method.kind == "truncated" and method.window is not None and method.window < text.num_segments:

@@ -16,8 +16,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..config import MemoryConfig
 from ..errors import ConfigError
-from ..model import RecurrentMemoryModel
+from ..head_loss import at_least_float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,12 @@ class Disturbance:
     num_written: int
 
     @classmethod
-    def of(cls, model: RecurrentMemoryModel, noise: float) -> Self | None:
-        """That of a model; None where there is nothing to disturb.
+    def of(cls, config: MemoryConfig, noise: float) -> Self | None:
+        """That of a memory; None where there is nothing to disturb.
 
         Raises:
-            ConfigError: if its memory is not of tokens.
+            ConfigError: if the memory is not of tokens.
         """
-        config = model.memory_config
         if not noise or not config.num_written:
             return None
         if config.kind != "tokens":
@@ -48,9 +48,8 @@ class Disturbance:
 
     def __call__(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The memory, `[B, M, D]`, disturbed; gradients go through as if it were not."""
-        memory = tensors["memory"]
-        written = memory[:, : self.num_written].detach()
-        spread = written.float().std(-1, keepdim=True, correction=0)
-        noise = self.noise * spread * torch.randn(written.shape, dtype=spread.dtype, device=spread.device)
-        zeros = torch.zeros_like(memory[:, self.num_written :])
-        return {**tensors, "memory": memory + torch.cat([noise.to(memory.dtype), zeros], 1)}
+        memory = tensors["memory"].clone()
+        written = memory[:, : self.num_written]
+        spread = at_least_float32(written.detach()).std(-1, keepdim=True, correction=0)
+        written += self.noise * spread * torch.randn_like(spread.expand_as(written))
+        return {**tensors, "memory": memory}

@@ -23,6 +23,7 @@ from ..models import SHIPPED
 from ..tasks.registry import load_task
 from .beginning import Beginning, begin_with_backbone, begin_with_model
 from .curriculum import Curriculum, Stage, StageResult, train_curriculum
+from .disturbance import Disturbance
 from .examples import SegmentedExamples
 from .experiment_parts import BackpropagationRecipe, BatchRecipe, LoraRecipe, OptimizerRecipe, StageRecipe
 from .noise import load_noise
@@ -129,6 +130,12 @@ class Experiment(Strict):
             raise ConfigError(
                 "save_backbone: false leaves out what can be loaded from a backbone: a hub id or a folder, not in 4 bits"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _memory_can_be_disturbed(self) -> Self:
+        if self.model is None:
+            Disturbance.of(MemoryConfig.from_dict(self.memory), self.backpropagation.memory_noise)
         return self
 
     @model_validator(mode="after")

@@ -63,7 +63,7 @@ class BackpropagationRecipe(Strict):
 
     kind: Kind = "full"
     window: int | None = None
-    memory_noise: float = Field(0.0, ge=0)
+    memory_noise: float = 0.0
 
     @model_validator(mode="after")
     def _is_valid(self) -> Self:

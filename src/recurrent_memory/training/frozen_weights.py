@@ -24,7 +24,8 @@ from .sharding import is_sharded
 def cast_once(model: RecurrentMemoryModel) -> Generator[None]:
     """Within it, the frozen linear layers of a model keep their weights in what autocast computes in.
 
-    Layers whose weights are split over processes or packed into 4 bits are left as they are.
+    Layers whose weights are split over processes or packed into 4 bits are left as they are, and those whose forward pass
+    somebody has replaced already (Accelerate, where a model is spread over devices).
     """
     linears = [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
     layers = [] if is_sharded(model) else [layer for layer in linears if _is_frozen(layer)]
@@ -38,7 +39,7 @@ def cast_once(model: RecurrentMemoryModel) -> Generator[None]:
 
 
 def _is_frozen(layer: nn.Module) -> bool:
-    return not any(parameter.requires_grad for parameter in layer.parameters())
+    return "forward" not in vars(layer) and not any(parameter.requires_grad for parameter in layer.parameters())
 
 
 class _Cast:
@@ -51,8 +52,8 @@ class _Cast:
         self.bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        device, weight = x.device.type, self.layer.weight
-        if not torch.is_autocast_enabled(device) or weight.dtype != torch.float32 or weight.requires_grad:
+        device = x.device.type
+        if not torch.is_autocast_enabled(device) or self.layer.weight.dtype != torch.float32:
             return self.plain(x)
         self._look(torch.get_autocast_dtype(device))
         if isinstance(self.layer, nn.Linear):

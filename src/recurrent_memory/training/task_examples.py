@@ -89,8 +89,8 @@ class TaskExamples:
             "begin with more segments, or take longer ones"
         )
 
-    def begin(self, rng: random.Random, first_tokens: int) -> tuple[SampleText, NoiseWindow, Sample]:
-        """A text without end, the facts of a sample in its first tokens; its noise; and the sample.
+    def begin(self, rng: random.Random, first_tokens: int) -> tuple[SampleText, Sample]:
+        """A text without end, the facts of a sample in its first tokens; and the sample.
 
         Raises:
             ConfigError: if no sample fits.
@@ -98,7 +98,7 @@ class TaskExamples:
         task = self.tasks[rng.randrange(len(self.tasks))]
         sample, targets, limit = draw_placed(task, self._encoder, first_tokens, rng)
         window = NoiseWindow(_noise_from(self.noise, random.Random(rng.getrandbits(64))), self._tokenizer)
-        return SampleText(window, sample.facts, targets, self.boundary, limit), window, sample
+        return SampleText(window, sample.facts, targets, self.boundary, limit), sample
 
     def ending(self, sample: Sample) -> Example:
         """The question, the answer after it where the model writes on, and the labels of both."""

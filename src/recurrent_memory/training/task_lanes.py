@@ -82,7 +82,7 @@ class TaskLane:
     def _begin(self, life: _Life) -> None:
         self.life = life
         rng = random.Random(f"{self._seed}/{life.number}")
-        self._text, self._window, sample = self._examples.begin(rng, self._first_tokens)
+        self._text, sample = self._examples.begin(rng, self._first_tokens)
         self._ending = self._examples.ending(sample)
         if len(self._ending["input_ids"]) > self._max_question:
             raise ConfigError(
@@ -98,7 +98,7 @@ class TaskLane:
         start = self.life.tokens
         ids: list[int] = self._text.slice(start, start + num_tokens).tolist()
         self.life.tokens += num_tokens
-        self._window.forget(self._text.needs(self.life.tokens))
+        self._text.forget(self.life.tokens)
         return ids
 
     def restore(self, number: int, tokens: int) -> None:
