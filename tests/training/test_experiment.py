@@ -168,14 +168,6 @@ def test_bf16_needs_no_accelerator(tmp_path: Path) -> None:
         ({"lora": {"bits": 8}}, "lora.bits: Input should be 4"),
         ({"memory": {"segment_length": 0}}, "memory: .*segment_length=0 must be at least 1"),
         ({"backpropagation": {"kind": "truncated"}}, "backpropagation: .*window=None must be an int"),
-        (
-            {"backpropagation": {"memory_noise": -1}},
-            "backpropagation: .*memory_noise=-1.0 must be a number of at least 0",
-        ),
-        (
-            {"backpropagation": {"memory_noise": 0.5}, "memory": {"kind": "associative"}},
-            "memory_noise=0.5 is of kind='tokens' only",
-        ),
         ({"stages": []}, "stages: .*at least 1 item"),
         ({"stages": [0]}, "stages.0.num_segments: Input should be greater than or equal to 1"),
         ({"optimizer": {"warmup": 100}}, "optimizer.warmup: Input should be less than 1"),

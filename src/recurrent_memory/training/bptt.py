@@ -29,11 +29,10 @@ window, there BPTT(h)); Chen, Xu, Zhang, Guestrin: Training Deep Nets with Subli
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -43,7 +42,6 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..model import RecurrentMemoryModel
 from ..state import MemoryState
-from .disturbance import Disturbance
 from .random_state import RandomState
 from .unroll import Cell, Unrolling
 
@@ -58,10 +56,9 @@ class Backpropagation:
     Args:
         kind: "full", "truncated" or "recompute".
         window: k, segments that a loss sends gradients into; of "truncated" only.
-        memory_noise: σ of what is added to the memory between segments (`disturbance.py`), as a share of its own spread. 0: nothing.
 
     Raises:
-        ConfigError: if the kind is not known, or the window or the noise is missing or out of range.
+        ConfigError: if the kind is not known, or the window is missing or out of range.
 
     Example:
         >>> Backpropagation("truncated", window=2)
@@ -70,7 +67,6 @@ class Backpropagation:
 
     kind: Kind = "full"
     window: int | None = None
-    memory_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -82,9 +78,6 @@ class Backpropagation:
         window = self.window
         if self.kind == "truncated" and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
             raise ConfigError(f"window={window!r} must be an int of at least 1: the segments that a loss reaches")
-        noise = self.memory_noise
-        if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
-            raise ConfigError(f"memory_noise={noise!r} must be a number of at least 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +130,6 @@ def backpropagate(
         autocast: Makes the context in which the forward passes run.
 
     Raises:
-        ConfigError: if there is to be noise on a memory that is not of tokens.
         InputError: if the ids are out of the vocabulary, or shapes do not agree.
         StateModelMismatchError: if another model wrote the state.
 
@@ -146,7 +138,7 @@ def backpropagate(
         >>> optimizer.step()
     """
     text = Unrolling(model, input_ids, labels, attention_mask, memory_state, num_items_in_batch, text_lengths)
-    run = _Run(text, loss_scale, autocast, Disturbance.of(model.memory_config, method.memory_noise))
+    run = _Run(text, loss_scale, autocast)
     if method.kind == "recompute":
         tensors = _recompute(run)
     elif method.kind == "truncated" and method.window is not None and method.window < text.num_segments:
@@ -182,10 +174,8 @@ def measure(
 class _Run:
     """A batch on its way: reads its cells, sums up what they gave."""
 
-    def __init__(
-        self, text: Unrolling, loss_scale: Tensor | float, autocast: Autocast, disturbance: Disturbance | None = None
-    ) -> None:
-        self.text, self.loss_scale, self.autocast, self.disturbance = text, loss_scale, autocast, disturbance
+    def __init__(self, text: Unrolling, loss_scale: Tensor | float, autocast: Autocast) -> None:
+        self.text, self.loss_scale, self.autocast = text, loss_scale, autocast
         device = text.text.input_ids.device
         self.losses: list[Tensor] = []
         self.num_right = torch.zeros((), dtype=torch.long, device=device)
@@ -194,10 +184,7 @@ class _Run:
 
     def read(self, index: int, tensors: dict[str, Tensor], *, with_head: bool = True) -> Cell:
         with self.autocast():
-            cell = self.text.cell(index, tensors, with_head=with_head)
-        if self.disturbance is None or index + 1 == self.text.num_segments:
-            return cell
-        return replace(cell, tensors=self.disturbance(cell.tensors))
+            return self.text.cell(index, tensors, with_head=with_head)
 
     def count(self, cell: Cell) -> None:
         if cell.loss is not None and cell.num_right is not None and cell.num_wrong is not None:

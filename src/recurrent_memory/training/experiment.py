@@ -23,7 +23,6 @@ from ..models import SHIPPED
 from ..tasks.registry import load_task
 from .beginning import Beginning, begin_with_backbone, begin_with_model
 from .curriculum import Curriculum, Stage, StageResult, train_curriculum
-from .disturbance import Disturbance
 from .examples import SegmentedExamples
 from .experiment_parts import BackpropagationRecipe, BatchRecipe, LoraRecipe, OptimizerRecipe, StageRecipe
 from .noise import load_noise
@@ -94,7 +93,7 @@ class Experiment(Strict):
     stages: tuple[StageRecipe, ...] = Field(min_length=1)
     max_steps: int = Field(1000, ge=1)
     target_accuracy: float | None = Field(None, gt=0, le=1)
-    backpropagation: BackpropagationRecipe = Field(default_factory=BackpropagationRecipe.model_construct)
+    backpropagation: BackpropagationRecipe = Field(default_factory=BackpropagationRecipe)
     optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe.model_construct)
     batch: BatchRecipe = Field(default_factory=BatchRecipe.model_construct)
     precision: Literal["float32", "bf16", "fp16"] = "float32"
@@ -130,12 +129,6 @@ class Experiment(Strict):
             raise ConfigError(
                 "save_backbone: false leaves out what can be loaded from a backbone: a hub id or a folder, not in 4 bits"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _memory_can_be_disturbed(self) -> Self:
-        if self.model is None:
-            Disturbance.of(MemoryConfig.from_dict(self.memory), self.backpropagation.memory_noise)
         return self
 
     @model_validator(mode="after")

@@ -63,7 +63,6 @@ class BackpropagationRecipe(Strict):
 
     kind: Kind = "full"
     window: int | None = None
-    memory_noise: float = 0.0
 
     @model_validator(mode="after")
     def _is_valid(self) -> Self:
@@ -72,7 +71,7 @@ class BackpropagationRecipe(Strict):
 
     def build(self) -> Backpropagation:
         """Which gradient is taken, and how."""
-        return Backpropagation(self.kind, self.window, self.memory_noise)
+        return Backpropagation(self.kind, self.window)
 
 
 class OptimizerRecipe(Strict):
