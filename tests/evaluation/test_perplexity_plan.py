@@ -108,6 +108,19 @@ def test_limits(books: Path) -> None:
     assert plan_of(books, max_tokens=10**9) == whole
 
 
+def test_a_limit_for_each_document(books: Path) -> None:
+    whole = plan_of(books)
+    cut = plan_of(books, max_document_tokens=7)
+    assert [d.num_scored for d in cut.documents] == [min(7, d.num_scored) for d in whole.documents]
+    assert sorted(d.num_scored for d in cut.documents) == [0, 7, 7, 7, 7]
+    for (_, text), document in zip(read(open_documents(books)), cut.documents, strict=True):
+        kept = tiny_tokenizer().decode(ids_of(text)[:8])
+        assert (document.num_words, document.num_bytes) == (len(kept.split()), len(kept.encode()))
+    both = plan_of(books, max_document_tokens=7, max_tokens=17)
+    assert [d.num_scored for d in both.documents] == [7, 7, 0, 3]
+    assert plan_of(books, max_document_tokens=10**9) == whole
+
+
 def test_the_set_is_named_by_texts_places_and_what_is_scored(books: Path) -> None:
     names = [
         plan.scored_sha256
@@ -169,6 +182,6 @@ def test_what_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             plan_of(tmp_path / name)
     with pytest.raises(InputError, match="standard input cannot be read twice"):
         open_documents("-")
-    for name in ("max_tokens", "limit_documents"):
+    for name in ("max_tokens", "limit_documents", "max_document_tokens"):
         with pytest.raises(ConfigError, match=f"{name}=0 must be at least 1"):
             Choice(**{name: 0})

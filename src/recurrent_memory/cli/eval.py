@@ -78,6 +78,9 @@ def evaluate(
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", help="lm: tokens to score, over documents in order.")
     ] = None,
+    max_document_tokens: Annotated[
+        int | None, typer.Option("--max-document-tokens", help="lm: tokens to score of each document, from its start.")
+    ] = None,
     limit_documents: Annotated[
         int | None, typer.Option("--limit-documents", help="lm, lambada: the first ones only.")
     ] = None,
@@ -122,6 +125,7 @@ def evaluate(
         "--split": split,
         "--join": join,
         "--max-tokens": max_tokens,
+        "--max-document-tokens": max_document_tokens,
         "--limit-documents": limit_documents,
         "--bos": bos,
         "--reset": reset,
@@ -146,7 +150,19 @@ def evaluate(
         from .eval_lm import TextEvaluation, evaluate_text
 
         what = TextEvaluation(
-            text, split, join, max_tokens, limit_documents, bos, reset, window, stride, against, lanes, resume
+            text,
+            split,
+            join,
+            max_tokens,
+            max_document_tokens,
+            limit_documents,
+            bos,
+            reset,
+            window,
+            stride,
+            against,
+            lanes,
+            resume,
         )
         with stoppable(), _bar() as tell:
             shown = evaluate_text(common, model, what, out, tell)

@@ -30,6 +30,7 @@ class TextEvaluation:
     split: str | None
     join: bool
     max_tokens: int | None
+    max_document_tokens: int | None
     limit_documents: int | None
     bos: bool
     reset: bool
@@ -120,7 +121,7 @@ def evaluate_text(
 
     if what.against is not None:
         scored_sha256(what.against)  # or an error now, not in the end
-    choice = Choice(what.max_tokens, what.limit_documents, what.bos)
+    choice = Choice(what.max_tokens, what.limit_documents, what.bos, what.max_document_tokens)
     documents = open_documents(what.text, what.split or "test")
     reading, tokenizer = _load(common, model, what)
     result = evaluate_perplexity(

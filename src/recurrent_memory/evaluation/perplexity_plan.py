@@ -30,6 +30,7 @@ class Choice:
 
     Args:
         max_tokens: Of all scored tokens; documents are taken in order, the last one up to its share.
+        max_document_tokens: Scored tokens of each document, from its start.
         limit_documents: How many documents are looked at.
         bos: Whether the tokenizer's beginning-of-text token is put before every document.
 
@@ -40,9 +41,10 @@ class Choice:
     max_tokens: int | None = None
     limit_documents: int | None = None
     bos: bool = False
+    max_document_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "limit_documents"):
+        for name in ("max_tokens", "limit_documents", "max_document_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1, or left out")
@@ -131,7 +133,8 @@ class PlannedTokens:
         left, digest = self.choice.max_tokens, hashlib.sha256()
         found: list[Planned] = []
         for number, document in enumerate(self._texts()):
-            planned, ids_sha256 = self._look_at(number, document, left)
+            limits = [limit for limit in (left, self.choice.max_document_tokens) if limit is not None]
+            planned, ids_sha256 = self._look_at(number, document, min(limits, default=None))
             digest.update(f"{number} {ids_sha256}\n".encode())
             found.append(planned)
             if left is not None:
