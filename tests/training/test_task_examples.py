@@ -114,3 +114,21 @@ def test_what_cannot_be_is_named() -> None:
         ConfigError, match="task 'open': its facts do not fit into 2 segments of 16 tokens; begin with more"
     ):
         TaskExamples((Open(),), NOISE, tiny_tokenizer(), S).draw(random.Random(0), 2)
+
+
+def test_hard_noise_is_around_words_of_the_facts() -> None:
+    noise = [[" ".join([prose(300, seed=1), "the office", prose(300, seed=2)])]]
+    task, tokenizer = load_task("memorize"), tiny_tokenizer()
+
+    def with_office(hard_noise: float) -> int:
+        made = TaskExamples((task,), noise, tokenizer, 4 * S, hard_noise=hard_noise)
+        texts = [tokenizer.decode(made.draw(random.Random(seed), 4)["input_ids"]) for seed in range(40)]
+        return sum("the office" in text.split(".", 1)[1] for text in texts)
+
+    assert with_office(0.0) < with_office(0.5) < with_office(1.0)
+
+
+def test_without_hard_noise_nothing_is_drawn_for_it() -> None:
+    example = examples("detect").draw(random.Random(0), 2)
+    assert example == examples("detect", hard_noise=0.0).draw(random.Random(0), 2)
+    assert example != examples("detect", hard_noise=1.0).draw(random.Random(0), 2)

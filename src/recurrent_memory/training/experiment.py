@@ -246,6 +246,7 @@ def make_examples(experiment: Experiment, beginning: Beginning) -> TaskExamples:
         form,
         task.partial,
         task.boundary,
+        task.hard_noise,
     )
 
 

@@ -14,11 +14,10 @@ from ..tasks.noise_window import Boundary, NoiseWindow, SampleText
 from ..tasks.pieces import PieceEncoder, plain_tokenizer
 from ..tasks.placing import draw_placed
 from .examples import Example
+from .passages import HardPassages, from_anywhere, words_of_facts
 
 Form = Literal["text", "class", "target"]
 """How a model answers: it writes on (decoders), names a class (classifiers), or has a decoder of its own (T5)."""
-
-_CHUNK_CHARS = 4096
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,12 @@ class TaskExamples:
         form: How the model answers.
         partial: How often the last segment of the text is cut short, 0…1.
         boundary: Whether a fact may stand after any sentence, or any word.
+        hard_noise: How often the noise of an example is made of passages around words that facts are made of (hard negatives),
+            0…1.
 
     Raises:
         ConfigError: if a classifier is to learn a task with open answers.
+        InputError: if there is to be hard noise, and the noise has no word of a fact.
 
     Example:
         >>> examples = TaskExamples((load_task("detect"),), noise, tokenizer, 64)  # doctest: +SKIP
@@ -53,15 +55,18 @@ class TaskExamples:
     form: Form = "text"
     partial: float = 0.25
     boundary: Boundary = "sentence"
+    hard_noise: float = 0.0
     classes: tuple[str, ...] = field(init=False)
     _tokenizer: Any = field(init=False, repr=False)
     _encoder: PieceEncoder = field(init=False, repr=False)
+    _hard: HardPassages | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         made = {
             "classes": answers_of(self.tasks) if self.form == "class" else (),
             "_tokenizer": plain_tokenizer(self.tokenizer),
             "_encoder": PieceEncoder(self.tokenizer),
+            "_hard": HardPassages(self.noise, words_of_facts(self.tasks)) if self.hard_noise else None,
         }
         for name, value in made.items():
             object.__setattr__(self, name, value)
@@ -81,7 +86,7 @@ class TaskExamples:
                 sample, targets, limit = draw_placed(task, self._encoder, tokens, rng)
             except ConfigError:
                 continue
-            window = NoiseWindow(_noise_from(self.noise, rng), self._tokenizer, piece_chars=8 * tokens)
+            window = NoiseWindow(self._noise(rng), self._tokenizer, piece_chars=8 * tokens)
             text = SampleText(window, sample.facts, targets, self.boundary, limit)
             return self.asked(text.slice(0, tokens).tolist(), self.ending(sample))
         raise ConfigError(
@@ -97,7 +102,7 @@ class TaskExamples:
         """
         task = self.tasks[rng.randrange(len(self.tasks))]
         sample, targets, limit = draw_placed(task, self._encoder, first_tokens, rng)
-        window = NoiseWindow(_noise_from(self.noise, random.Random(rng.getrandbits(64))), self._tokenizer)
+        window = NoiseWindow(self._noise(random.Random(rng.getrandbits(64))), self._tokenizer)
         return SampleText(window, sample.facts, targets, self.boundary, limit), sample
 
     def ending(self, sample: Sample) -> Example:
@@ -116,6 +121,11 @@ class TaskExamples:
         if self.form == "text" and not isinstance(labels, int):
             labels = [IGNORE] * len(text) + labels
         return {"input_ids": text + ending["input_ids"], "labels": labels, "text_length": len(text)}
+
+    def _noise(self, rng: random.Random) -> Iterator[str]:
+        if self._hard is not None and rng.random() < self.hard_noise:
+            return self._hard.draw(rng)
+        return from_anywhere(self.noise, rng)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -138,17 +148,3 @@ def answers_of(tasks: Sequence[Task]) -> tuple[str, ...]:
             raise ConfigError(f"task {task.name!r} has open answers, which no classifier can name; take a decoder")
         names.update(dict.fromkeys(task.answers))
     return tuple(names)
-
-
-def _noise_from(noise: Sequence[Sequence[str]], rng: random.Random) -> Iterator[str]:
-    """Text without end, from anywhere in a document, then from anywhere in another."""
-    between = ""
-    while True:
-        documents = noise[rng.randrange(len(noise))]
-        document = documents[rng.randrange(len(documents))]
-        start = rng.randrange(len(document))
-        start = max(document.find(" ", start) + 1, 0)
-        yield between
-        for at in range(start, len(document), _CHUNK_CHARS):
-            yield document[at : at + _CHUNK_CHARS]
-        between = "\n\n"

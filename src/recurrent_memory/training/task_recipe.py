@@ -21,6 +21,7 @@ class TaskRecipe(Strict):
         noise_chars: How much of it is kept in RAM.
         partial: How often the last segment of a text is cut short, 0…1.
         boundary: "sentence" or "word": after which a fact may stand.
+        hard_noise: How often an example's noise is made of passages around words that facts are made of, 0…1.
     """
 
     name: tuple[str, ...] = Field(min_length=1)
@@ -29,6 +30,7 @@ class TaskRecipe(Strict):
     noise_chars: int = Field(20_000_000, gt=0)
     partial: float = Field(0.25, ge=0, le=1)
     boundary: Literal["sentence", "word"] = "sentence"
+    hard_noise: float = Field(0.0, ge=0, le=1)
 
     @field_validator("name", "noise", mode="before")
     @classmethod
