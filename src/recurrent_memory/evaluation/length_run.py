@@ -146,8 +146,6 @@ def evaluate_lengths(
                 (folder / PARTIAL).unlink(missing_ok=True)
             rows += read_rows(kept)
             done += group.num_tokens
-            if tell is not None:
-                tell(done, total)
     chance = 1 / len(task.answers) if task.answers else None
     return conclude(folder, settings, rows, model, f"{plan.task} in {noise.name}", chance, tokens=read, started=started)
 
@@ -203,6 +201,7 @@ def _read_group(
         standing = reading.begin()
     else:
         reading.skip_to(standing)
+    report(standing.index)  # where this run begins: the speed that is shown is its own
     saved, tokens = time.monotonic(), 0
     while standing.index < reading.num_segments:
         tokens += reading.advance(standing)
