@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from .backbones.encoder import EncoderBackbone
 from .backbones.seq2seq import Seq2SeqBackbone
 from .errors import InputError
-from .head_loss import at_least_float32, head_loss
+from .head_loss import at_least_float32, head_losses
 from .modeling_output import RecurrentMemoryOutput
 from .segments import Aligned, Segment, num_folded, rest_of, window
 from .state import MemoryState
@@ -119,7 +119,7 @@ def _predict(
                 )
             labelled = labelled & ~wanted
         if bool(labelled.any()):
-            losses.append(head_loss(view, hidden[labelled], target[labelled])[0])
+            losses.append(head_losses(view, hidden[labelled], target[labelled])[0].sum())
     state = state.with_pending(*rest_of(text, folds * length)).advanced(new.lengths)
     loss = None
     if labels is not None:

@@ -40,13 +40,13 @@ def at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def head_loss(
+def head_losses(
     view: Backbone,
     hidden: Float[Tensor, "N D"],
     targets: Int[Tensor, " N"],
     logits_at_a_time: int | None = None,
-) -> tuple[Float[Tensor, ""], Bool[Tensor, " N"]]:
-    """The sum of the cross-entropies of some predictions, and which of them are right.
+) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
+    """The cross-entropies of some predictions, and which of them are right.
 
     Args:
         view: The model, whose head is run with all that belongs to it (caps, scales).
@@ -55,7 +55,7 @@ def head_loss(
         logits_at_a_time: How many logits may be in memory at once; None: what suits the device.
 
     Returns:
-        The sum, `[]`, and for each prediction whether its likeliest token is the target.
+        For each prediction `-log p(target)`, and whether its likeliest token is the target.
     """
     size = positions_at_a_time(view, logits_at_a_time)
     if len(targets) <= size:
@@ -70,9 +70,9 @@ def head_loss(
             loss, is_right = _of_chunk(view, some, wanted)
         losses.append(loss)
         right.append(is_right)
-    return torch.stack(losses).sum(), torch.cat(right)
+    return torch.cat(losses), torch.cat(right)
 
 
 def _of_chunk(view: Backbone, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logits = at_least_float32(view.head(hidden))
-    return cross_entropy(logits, targets, reduction="sum"), logits.detach().argmax(-1) == targets
+    return cross_entropy(logits, targets, reduction="none"), logits.detach().argmax(-1) == targets

@@ -134,6 +134,8 @@ def test_a_question_begins_a_segment_of_its_own(tiny: Tiny, method: Backpropagat
     assert_close(measured.loss, slow, tolerance, "measured loss")
     for found in (outcome, measured):
         assert int(found.num_right) + int(found.num_wrong.sum()) == found.num_labels
+        row_losses = torch.stack([loss.detach() for loss, _ in alone])
+        assert_close(found.row_losses, row_losses, tolerance, "losses of the rows")
         for row in range(len(rows)):
             alone_in_batch = measure(
                 model, ids[row : row + 1], given[1][row : row + 1], mask[row : row + 1], None, lengths[row : row + 1]

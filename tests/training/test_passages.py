@@ -11,7 +11,7 @@ import pytest
 from recurrent_memory.errors import InputError
 from recurrent_memory.tasks.registry import load_task
 from recurrent_memory.tasks.whereabouts import PEOPLE, PLACES
-from recurrent_memory.training.passages import PASSAGE_CHARS, HardPassages, from_anywhere, words_of_facts
+from recurrent_memory.training.passages import PASSAGE_CHARS, HardPassages, from_anywhere, phrases_of_facts
 from tiny_models import prose
 
 
@@ -27,11 +27,13 @@ def passages(words: tuple[str, ...], seed: int, count: int) -> list[str]:
     return [passage.removeprefix("\n\n") for passage in found]
 
 
-def test_words_of_facts_are_those_of_all_samples() -> None:
-    words = words_of_facts([load_task("detect")])
-    assert {*PEOPLE, *PLACES, "went", "journeyed", "the", "to"} <= set(words)
-    assert len(set(words)) == len(words) < 30
-    assert set(words) < set(words_of_facts([load_task("detect"), load_task("qa4")]))
+def test_phrases_of_facts_are_those_of_all_samples() -> None:
+    phrases = phrases_of_facts([load_task("detect")])
+    assert {*PEOPLE, *PLACES, "went", "journeyed", "the", "to"} <= set(phrases)
+    assert {*(f"to the {place}" for place in PLACES), "went back to", "the office", "moved to"} <= set(phrases)
+    assert max(len(phrase.split()) for phrase in phrases) == 3
+    assert len(set(phrases)) == len(phrases) < 100
+    assert set(phrases) < set(phrases_of_facts([load_task("detect"), load_task("qa4")]))
 
 
 def test_every_passage_has_its_word_and_is_short_and_as_it_stands_in_its_document() -> None:
@@ -63,8 +65,8 @@ def test_a_word_is_anywhere_in_its_passage() -> None:
 
 
 def test_words_that_are_not_there_are_left_out_and_parts_of_words_are_none() -> None:
-    assert HardPassages(NOISE, ("zebr", "lynx", "ebra")).words == ("lynx",)
-    with pytest.raises(InputError, match="noise has none of the words zebr, so none of it is hard noise"):
+    assert HardPassages(NOISE, ("zebr", "lynx", "ebra")).phrases == ("lynx",)
+    with pytest.raises(InputError, match="noise has none of 'zebr', so none of it is hard noise"):
         HardPassages(NOISE, ("zebr",))
 
 

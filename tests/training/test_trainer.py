@@ -16,7 +16,8 @@ from transformers import TrainerCallback
 
 from recurrent_memory import RecurrentMemoryModel
 from recurrent_memory.errors import ConfigError, RecipeError
-from recurrent_memory.training.bptt import Backpropagation
+from recurrent_memory.training import trainer as trainer_module
+from recurrent_memory.training.bptt import Backpropagation, backpropagate, measure
 from recurrent_memory.training.checkpoint import load_values, save_values
 from recurrent_memory.training.examples import collate, held_out
 from recurrent_memory.training.trainer import RecurrentMemoryTrainer
@@ -38,15 +39,16 @@ def losses(trainer: RecurrentMemoryTrainer) -> list[float]:
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
+@pytest.mark.parametrize("candidates", [1, 3])
 @pytest.mark.parametrize("method", [Backpropagation(), Backpropagation("truncated", 1), Backpropagation("recompute")],
                          ids=lambda m: m.kind)  # fmt: skip
-def test_four_parts_are_one_batch(tmp_path: Path, method: Backpropagation) -> None:
+def test_four_parts_are_one_batch(tmp_path: Path, method: Backpropagation, candidates: int) -> None:
     model = copy_model().double()
     results: list[tuple[list[float], dict[str, torch.Tensor]]] = []
     for size, parts in ((8, 1), (2, 4)):
         trainer = trainer_of(
             tmp_path / str(parts), copy.deepcopy(model), per_device_train_batch_size=size,
-            gradient_accumulation_steps=parts, backpropagation=method, save_strategy="no",
+            gradient_accumulation_steps=parts, backpropagation=method, candidates=candidates, save_strategy="no",
         )  # fmt: skip
         trainer.train()
         results.append((losses(trainer), trainer.model.state_dict()))
@@ -58,10 +60,11 @@ def test_four_parts_are_one_batch(tmp_path: Path, method: Backpropagation) -> No
     assert not torch.equal(weights["memory.initial_memory"], model.state_dict()["memory.initial_memory"])
 
 
-def test_a_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_a_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, candidates: int) -> None:
     model = copy_model(dropout=0.1)
     settings: dict[str, Any] = {"max_steps": 6, "save_steps": 3, "gradient_accumulation_steps": 2}
-    settings |= {"eval_strategy": "steps", "eval_steps": 2}
+    settings |= {"eval_strategy": "steps", "eval_steps": 2, "candidates": candidates}
     whole = trainer_of(tmp_path / "whole", copy.deepcopy(model), **settings)
     whole.train()
 
@@ -82,6 +85,34 @@ def test_a_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Monk
     for row, expected in zip(other.state.log_history[:-1], whole.state.log_history[:-1], strict=True):
         assert {k: row.get(k) for k in kept} == {k: expected.get(k) for k in kept}
     assert len(set(losses(whole))) == 6
+
+
+def test_of_candidates_the_one_with_the_largest_loss_is_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(tmp_path, copy_model(dropout=0.1).double(), candidates=5, max_steps=3, save_strategy="no")
+    read = list[dict[str, Any]]()
+    steps = list[dict[str, torch.Tensor]]()
+
+    def spy(model: RecurrentMemoryModel, **inputs: Any) -> Any:
+        read.append(inputs)
+        steps.append(copy.deepcopy(model.state_dict()))
+        return backpropagate(model, **inputs)
+
+    monkeypatch.setattr(trainer_module, "backpropagate", spy)
+    trainer.train()
+    for step, (inputs, weights) in enumerate(zip(read, steps, strict=True)):
+        model = copy_model().double()
+        model.load_state_dict(weights)
+        for place in range(4):
+            drawn = trainer.train_dataset[4 * step + place]
+            losses = [
+                float(measure(model.eval(), **collate([example]), num_items_in_batch=1).loss) for example in drawn
+            ]
+            chosen = drawn[losses.index(max(losses))]["input_ids"]
+            assert inputs["input_ids"][place, : len(chosen)].tolist() == chosen
+            assert int(inputs["attention_mask"][place].sum()) == len(chosen)
+        assert inputs["num_items_in_batch"] == int((inputs["labels"][:, 1:] != -100).sum())
 
 
 def test_a_checkpoint_is_safetensors_and_json_and_loads(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ class Outcome:
         loss: `[]`, cut from the graph, not scaled.
         num_right: `[]` predictions whose most likely class is the label.
         num_wrong: `[B]` predictions of each row whose most likely class is not the label.
+        row_losses: `[B]` the sum of the cross-entropies of each row; 0 where labels are not classes.
         num_labels: Labels in the batch.
         memory_state: The state after the texts, cut from the graph.
     """
@@ -95,6 +96,7 @@ class Outcome:
     loss: Float[Tensor, ""]
     num_right: Int[Tensor, ""]
     num_wrong: Int[Tensor, " B"]
+    row_losses: Float[Tensor, " B"]
     num_labels: int
     memory_state: MemoryState
 
@@ -180,6 +182,7 @@ class _Run:
         self.losses: list[Tensor] = []
         self.num_right = torch.zeros((), dtype=torch.long, device=device)
         self.num_wrong = torch.zeros_like(text.folds)
+        self.row_losses = torch.zeros(len(text.folds), dtype=torch.float32, device=device)
         self.device = device
 
     def read(self, index: int, tensors: dict[str, Tensor], *, with_head: bool = True) -> Cell:
@@ -187,14 +190,21 @@ class _Run:
             return self.text.cell(index, tensors, with_head=with_head)
 
     def count(self, cell: Cell) -> None:
-        if cell.loss is not None and cell.num_right is not None and cell.num_wrong is not None:
+        if (
+            cell.loss is not None
+            and cell.num_right is not None
+            and cell.num_wrong is not None
+            and cell.row_losses is not None
+        ):
             self.losses.append(cell.loss.detach())
+            self.row_losses = self.row_losses + cell.row_losses
             self.num_right = self.num_right + cell.num_right
             self.num_wrong = self.num_wrong + cell.num_wrong
 
     def outcome(self, tensors: dict[str, Tensor]) -> Outcome:
         loss = torch.stack(self.losses).sum() if self.losses else torch.zeros((), device=self.device)
-        return Outcome(loss, self.num_right, self.num_wrong, self.text.num_labels, self.text.final_state(tensors))
+        state = self.text.final_state(tensors)
+        return Outcome(loss, self.num_right, self.num_wrong, self.row_losses, self.text.num_labels, state)
 
 
 def _full(run: _Run) -> dict[str, Tensor]:

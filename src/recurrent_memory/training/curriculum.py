@@ -44,6 +44,8 @@ class Stage:
         learning_rate: Its own, at its highest; None: that of the Trainer's settings.
         eval_segments: Segments of the held-out examples; None: `num_segments`.
         carried: Its texts go on from step to step, `num_segments` at a time; None: every step has texts of its own.
+        candidates: Examples that are drawn for each place of a batch, of which the hardest is trained on (online hard example
+            mining, `hardest`).
 
     Raises:
         ConfigError: if a number is out of range.
@@ -55,14 +57,19 @@ class Stage:
     learning_rate: float | None = None
     eval_segments: int | None = None
     carried: Carried | None = None
+    candidates: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_segments", "max_steps", "eval_segments"):
+        for name in ("num_segments", "max_steps", "eval_segments", "candidates"):
             value = getattr(self, name)
             if value is None and name == "eval_segments":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r} of a stage must be an int of at least 1")
+        if self.carried is not None and self.candidates > 1:
+            raise ConfigError(
+                f"candidates={self.candidates}: carried lanes go on, and none can be left out; leave it out"
+            )
         if self.target_accuracy is not None and not 0.0 < self.target_accuracy <= 1.0:
             raise ConfigError(f"target_accuracy={self.target_accuracy} of a stage must be above 0 and at most 1")
 
@@ -196,6 +203,7 @@ def train_curriculum(
                 "memory_learning_rate": memory_learning_rate,
                 "eval_segments": stage.eval_segments,
                 "target_accuracy": stage.target_accuracy,
+                "candidates": stage.candidates,
                 "processing_class": processing_class,
                 "callbacks": callbacks,
             }

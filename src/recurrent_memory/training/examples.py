@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NotRequired, Protocol, TypedDict
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -41,7 +42,7 @@ class SegmentedExamples(Protocol):
         ...
 
 
-class DrawnBatches(Dataset[Example]):
+class DrawnBatches(Dataset[list[Example]]):
     """The examples of a training, in order: item i belongs to step i // G, G examples a step over all processes.
 
     Args:
@@ -52,6 +53,7 @@ class DrawnBatches(Dataset[Example]):
         num_segments: The largest number of segments of an example.
         random_num_segments: Whether every step draws a number from 1 to `num_segments`, the same for its whole batch;
             else all examples have `num_segments`.
+        candidates: How many examples are drawn for each place of a batch.
     """
 
     def __init__(
@@ -63,9 +65,10 @@ class DrawnBatches(Dataset[Example]):
         batch_size: int,
         num_segments: int,
         random_num_segments: bool = True,
+        candidates: int = 1,
     ) -> None:
         self.examples, self.seed, self.num_steps, self.batch_size = examples, seed, num_steps, batch_size
-        self.num_segments, self.random_num_segments = num_segments, random_num_segments
+        self.num_segments, self.random_num_segments, self.candidates = num_segments, random_num_segments, candidates
 
     def __len__(self) -> int:
         return self.num_steps * self.batch_size
@@ -76,10 +79,12 @@ class DrawnBatches(Dataset[Example]):
             return self.num_segments
         return random.Random(f"{self.seed}/{self.num_segments}/{step}").randint(1, self.num_segments)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> list[Example]:
+        """The candidates for one place."""
         step = index // self.batch_size
         rng = random.Random(f"{self.seed}/{self.num_segments}/{step}/{index % self.batch_size}")
-        return self.examples.draw(rng, self.num_segments_at(step))
+        number = self.num_segments_at(step)
+        return [self.examples.draw(rng, number) for _ in range(self.candidates)]
 
 
 def held_out(examples: SegmentedExamples, seed: int, num_segments: int, index: int) -> Example:
@@ -91,6 +96,26 @@ def unlabelled(example: Example) -> Example:
     """The same text, with nothing to be learned from it."""
     labels = example["labels"]
     return {**example, "labels": IGNORE if isinstance(labels, int) else [IGNORE] * len(labels)}
+
+
+def collate_places(places: Sequence[Sequence[Example]]) -> dict[str, Tensor]:
+    """The candidates for all places of a batch, place by place, as one batch; see `collate`."""
+    return collate([example for place in places for example in place])
+
+
+def hardest(losses: Float[Tensor, " B*K"], candidates: int) -> Int[Tensor, " B"]:
+    """Of `candidates` rows for each place the one with the largest loss; of equal ones the first.
+
+    Online hard example mining: Shrivastava, Gupta, Girshick: Training Region-based Object Detectors with Online Hard Example
+    Mining, arXiv:1604.03540. Chosen place by place, so that a batch is the same however it is shared out.
+
+    Example:
+        >>> hardest(torch.tensor([0.1, 0.3, 0.3, 0.9, 0.0, 0.2]), 3)
+        tensor([1, 3])
+    """
+    places = losses.reshape(-1, candidates)
+    first = (places == places.amax(1, keepdim=True)).int().argmax(1)
+    return torch.arange(len(places), device=losses.device) * candidates + first
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Tensor]:

@@ -159,6 +159,7 @@ class Experiment(Strict):
                 s.learning_rate,
                 s.eval_segments,
                 s.carried.build() if s.carried is not None else None,
+                s.candidates,
             )
             for s in self.stages
         ]

@@ -56,6 +56,7 @@ class StageRecipe(Strict):
     learning_rate: float | None = Field(None, gt=0)
     eval_segments: int | None = Field(None, ge=1)
     carried: CarriedRecipe | None = None
+    candidates: int = Field(1, ge=1)
 
 
 class BackpropagationRecipe(Strict):

@@ -1,4 +1,8 @@
-"""What the facts of an example are hidden in: a text from anywhere, or passages that are easily taken for facts."""
+"""What the facts of an example are hidden in: a text from anywhere, or passages that are easily taken for facts.
+
+A memory that is to last for thousands of segments may take next to none of them for a fact, and a few thousand examples of text
+from anywhere hold too few that could be taken for one (docs/decisions/0018).
+"""
 
 from __future__ import annotations
 
@@ -35,32 +39,32 @@ def from_anywhere(noise: Sequence[Sequence[str]], rng: random.Random) -> Iterato
 
 
 class HardPassages:
-    """Passages of about 400 characters that have one of some words in them (hard negatives).
+    """Passages of about 400 characters that have one of some phrases in them (hard negatives).
 
     Args:
         noise: Documents of each source.
-        words: The words, such as `words_of_facts`.
+        phrases: Words, or several in a row, such as `phrases_of_facts`.
 
     Attributes:
-        words: Those of them that the noise has.
+        phrases: Those of them that the noise has.
 
     Raises:
         InputError: if the noise has none of them.
     """
 
-    def __init__(self, noise: Sequence[Sequence[str]], words: Sequence[str]) -> None:
+    def __init__(self, noise: Sequence[Sequence[str]], phrases: Sequence[str]) -> None:
         self._documents = [document for documents in noise for document in documents]
-        found = {word: list(_occurrences(self._documents, word)) for word in words}
+        found = {phrase: list(_occurrences(self._documents, phrase)) for phrase in phrases}
         self._places = [places for places in found.values() if places]
-        self.words = tuple(word for word, places in found.items() if places)
-        if not self.words:
+        self.phrases = tuple(phrase for phrase, places in found.items() if places)
+        if not self.phrases:
             raise InputError(
-                f"noise has none of the words {', '.join(words)}, so none of it is hard noise; give other texts, or "
+                f"noise has none of {', '.join(map(repr, phrases))}, so none of it is hard noise; give other texts, or "
                 "leave hard_noise out"
             )
 
     def draw(self, rng: random.Random) -> Iterator[str]:
-        """Passages without end; each word comes as often as any other, anywhere in its passage."""
+        """Passages without end; each phrase comes as often as any other, anywhere in its passage."""
         between = ""
         while True:
             number, place = rng.choice(rng.choice(self._places))
@@ -72,19 +76,36 @@ class HardPassages:
             between = "\n\n"
 
 
-def words_of_facts(tasks: Sequence[Task]) -> tuple[str, ...]:
-    """The words that the facts of some tasks are made of, each once, as 64 samples of each task have them."""
+def phrases_of_facts(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """One, two and three words in a row of the facts of some tasks, each once, as 64 samples of each task have them.
+
+    Example:
+        >>> from recurrent_memory.tasks.registry import load_task
+        >>> {"garden", "the garden", "to the garden"} <= set(phrases_of_facts([load_task("detect")]))
+        True
+    """
     rng = random.Random(0)
-    samples = [task.draw(rng) for task in tasks for _ in range(_SAMPLES)]
-    return tuple(sorted({word for sample in samples for fact in sample.facts for word in _WORD.findall(fact)}))
+    facts = [fact for task in tasks for _ in range(_SAMPLES) for fact in task.draw(rng).facts]
+    words = [_WORD.findall(fact) for fact in facts]
+    return tuple(
+        sorted(
+            {
+                " ".join(row[first : first + count])
+                for row in words
+                for count in (1, 2, 3)
+                for first in range(len(row) - count + 1)
+            }
+        )
+    )
 
 
-def _occurrences(documents: Sequence[str], word: str) -> Iterator[tuple[int, int]]:
-    """Documents, and where in them the word stands, not as a part of another."""
+def _occurrences(documents: Sequence[str], phrase: str) -> Iterator[tuple[int, int]]:
+    """Documents, and where in them the phrase stands, not as a part of longer words."""
     for number, document in enumerate(documents):
-        place = document.find(word)
+        document = document.replace("\n", " ")  # lines are broken anywhere
+        place = document.find(phrase)
         while place >= 0:
-            after = place + len(word)
+            after = place + len(phrase)
             if not (_WORD.match(document[place - 1 : place]) or _WORD.match(document[after : after + 1])):
                 yield number, place
-            place = document.find(word, after)
+            place = document.find(phrase, after)

@@ -14,7 +14,7 @@ from ..tasks.noise_window import Boundary, NoiseWindow, SampleText
 from ..tasks.pieces import PieceEncoder, plain_tokenizer
 from ..tasks.placing import draw_placed
 from .examples import Example
-from .passages import HardPassages, from_anywhere, words_of_facts
+from .passages import HardPassages, from_anywhere, phrases_of_facts
 
 Form = Literal["text", "class", "target"]
 """How a model answers: it writes on (decoders), names a class (classifiers), or has a decoder of its own (T5)."""
@@ -40,7 +40,7 @@ class TaskExamples:
 
     Raises:
         ConfigError: if a classifier is to learn a task with open answers.
-        InputError: if there is to be hard noise, and the noise has no word of a fact.
+        InputError: if there is to be hard noise, and the noise has no word of any fact.
 
     Example:
         >>> examples = TaskExamples((load_task("detect"),), noise, tokenizer, 64)  # doctest: +SKIP
@@ -66,7 +66,7 @@ class TaskExamples:
             "classes": answers_of(self.tasks) if self.form == "class" else (),
             "_tokenizer": plain_tokenizer(self.tokenizer),
             "_encoder": PieceEncoder(self.tokenizer),
-            "_hard": HardPassages(self.noise, words_of_facts(self.tasks)) if self.hard_noise else None,
+            "_hard": HardPassages(self.noise, phrases_of_facts(self.tasks)) if self.hard_noise else None,
         }
         for name, value in made.items():
             object.__setattr__(self, name, value)

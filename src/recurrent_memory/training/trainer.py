@@ -6,7 +6,7 @@ measured without ever holding the logits of a text; checkpoints are exact (`resu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..errors import ConfigError
 from ..model import RecurrentMemoryModel
 from .bptt import Backpropagation, Outcome, backpropagate, measure
-from .examples import DrawnBatches, SegmentedExamples, collate, held_out, unlabelled
+from .examples import DrawnBatches, SegmentedExamples, collate, collate_places, hardest, held_out, unlabelled
 from .parameter_groups import split_off
 from .resumable import ResumableTrainer
 
@@ -43,6 +43,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         target_accuracy: The held-out accuracy at which training stops, 0…1; None: at `max_steps` only.
         eval_examples: What held-out examples are drawn from; None: from `examples`.
         memory_learning_rate: Of the memory's parameters, at its highest; None: that of the others.
+        candidates: How many examples are drawn for each place of a batch; the one with the largest loss is trained on (`hardest`).
         processing_class: The tokenizer, saved beside the model.
         callbacks: Further callbacks of the Trainer.
 
@@ -64,15 +65,16 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         target_accuracy: float | None = None,
         eval_examples: SegmentedExamples | None = None,
         memory_learning_rate: float | None = None,
+        candidates: int = 1,
         processing_class: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        _check(num_segments, num_eval_examples, eval_segments, target_accuracy)
+        _check(num_segments, num_eval_examples, eval_segments, target_accuracy, candidates)
         args.remove_unused_columns = False  # what an example brings is for `backpropagate`, not for `forward`
         self.examples, self.num_segments, self.num_eval_examples = examples, num_segments, num_eval_examples
         self.eval_segments = num_segments if eval_segments is None else eval_segments
         self.eval_examples = examples if eval_examples is None else eval_examples
-        self.memory_learning_rate = memory_learning_rate
+        self.memory_learning_rate, self.candidates = memory_learning_rate, candidates
         self.backpropagation = backpropagation or Backpropagation()
         data = DrawnBatches(
             examples,
@@ -81,13 +83,14 @@ class RecurrentMemoryTrainer(ResumableTrainer):
             batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             num_segments=num_segments,
             random_num_segments=random_num_segments,
+            candidates=candidates,
         )
         super().__init__(
             model,
             args,
             train_dataset=data,
             eval_dataset=cast(Any, data),  # asked for by eval_strategy; `evaluate` draws its own
-            data_collator=cast(Any, collate),
+            data_collator=cast(Any, collate_places),
             processing_class=processing_class,
             callbacks=[*([] if target_accuracy is None else [_StopAt(target_accuracy)]), *callbacks],
         )
@@ -102,6 +105,28 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         return optimizer
 
     # ------------------------------------------------------------------ a step
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The parts of the next batch, and the number of its labels; of candidates the hardest, by the weights of now."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.candidates == 1:
+            return batches, num_items
+        batches = [self._hardest(batch) for batch in batches]
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    @torch.no_grad()
+    def _hardest(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.model.eval()
+        size = len(batch["input_ids"]) // self.candidates
+        losses: list[Tensor] = []
+        for start in range(0, size * self.candidates, size):  # as many at once as are trained on at once
+            part = {name: values[start : start + size] for name, values in batch.items()}
+            inputs = cast(dict[str, Any], self._prepare_inputs(cast(Any, part)))
+            losses.append(measure(self.model, **inputs, num_items_in_batch=1, autocast=self._autocast).row_losses)
+        rows = hardest(torch.cat(losses), self.candidates)
+        return {name: values[rows.to(values.device)] for name, values in batch.items()}
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -250,8 +275,19 @@ def _average_gradients(model: nn.Module) -> None:
         cast(Tensor, parameter.grad).div_(dist.get_world_size())
 
 
-def _check(num_segments: int, num_eval_examples: int, eval_segments: int | None, target_accuracy: float | None) -> None:
-    given = {"num_segments": num_segments, "num_eval_examples": num_eval_examples, "eval_segments": eval_segments}
+def _check(
+    num_segments: int,
+    num_eval_examples: int,
+    eval_segments: int | None,
+    target_accuracy: float | None,
+    candidates: int,
+) -> None:
+    given = {
+        "num_segments": num_segments,
+        "num_eval_examples": num_eval_examples,
+        "eval_segments": eval_segments,
+        "candidates": candidates,
+    }
     for name, value in given.items():
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value} must be at least 1")

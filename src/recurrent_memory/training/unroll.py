@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from ..backbones.encoder import EncoderBackbone
 from ..backbones.seq2seq import Seq2SeqBackbone
 from ..errors import InputError
 from ..forward import IGNORE, read_segment, targets_of
-from ..head_loss import head_loss
+from ..head_loss import at_least_float32, head_losses
 from ..model import RecurrentMemoryModel
 from ..segments import Segment, break_at, num_folded, rest_of
 from ..state import MemoryState
@@ -34,12 +35,14 @@ class Cell:
             where nothing is predicted.
         num_right: `[]` predictions whose most likely class is the label.
         num_wrong: `[B]` predictions of each row whose most likely class is not the label.
+        row_losses: `[B]` the sum of the cross-entropies of each row, cut from the graph; 0 where labels are not classes.
     """
 
     tensors: dict[str, Tensor]
     loss: Float[Tensor, ""] | None = None
     num_right: Int[Tensor, ""] | None = None
     num_wrong: Int[Tensor, " B"] | None = None
+    row_losses: Float[Tensor, " B"] | None = None
 
 
 class Unrolling:
@@ -196,9 +199,11 @@ class Unrolling:
         if not (with_head and self.predicts[index]):
             return Cell(after.tensors)
         target = target[needed]
-        loss, is_right = head_loss(self.view, hidden[needed], target)
-        wrong = torch.zeros_like(self.folds).index_add(0, needed.nonzero()[:, 0], (~is_right).long())
-        return Cell(after.tensors, loss / self.num_items, is_right.sum(), wrong)
+        losses, is_right = head_losses(self.view, hidden[needed], target)
+        rows, count = needed.nonzero()[:, 0], len(self.folds)
+        wrong = torch.zeros_like(self.folds).index_add(0, rows, (~is_right).long())
+        of_rows = losses.new_zeros(count).index_add(0, rows, losses.detach())
+        return Cell(after.tensors, losses.sum() / self.num_items, is_right.sum(), wrong, of_rows)
 
     def _answer(self, index: int, segment: Segment, before: dict[str, Tensor], after: dict[str, Tensor]) -> Cell:
         """The rows whose last segment this is: their class, or what the decoder writes."""
@@ -219,11 +224,15 @@ class Unrolling:
         # The model's is a mean over the labels that it was given. A quotient of whole numbers would be float32.
         loss = output.loss * counted.sum() / self.num_items
         wrong = torch.zeros_like(self.folds)
+        logits = at_least_float32(output.logits.detach())
+        of_rows = logits.new_zeros(len(self.folds))
         if labels.is_floating_point():
-            return Cell(after, loss, torch.zeros((), dtype=torch.long, device=labels.device), wrong)
-        is_right = output.logits.detach().argmax(-1) == labels
+            return Cell(after, loss, torch.zeros((), dtype=torch.long, device=labels.device), wrong, of_rows)
+        is_right = logits.argmax(-1) == labels
         wrong = wrong.index_copy(0, rows, (~is_right & counted).reshape(len(rows), -1).sum(1))
-        return Cell(after, loss, (is_right & counted).sum(), wrong)
+        losses = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="none")
+        of_rows = of_rows.index_copy(0, rows, losses.reshape(len(rows), -1).sum(1))
+        return Cell(after, loss, (is_right & counted).sum(), wrong, of_rows)
 
     def final_state(self, tensors: dict[str, Tensor]) -> MemoryState:
         """The state after the text, cut from the graph, with the memory after the last segment."""
