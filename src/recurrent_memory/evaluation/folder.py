@@ -11,7 +11,7 @@ from ..errors import InputError, OutputError
 from .length import Row
 from .length_plot import draw_lengths
 from .length_table import Line, tabulate
-from .provenance import machine
+from .provenance import checkout, machine
 from .tables import write_csv, write_json
 
 SETTINGS, ROWS, RESULTS, TABLE, PLOT = "evaluation.json", "rows", "results.json", "accuracy.csv", "accuracy.png"
@@ -24,6 +24,7 @@ def open_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None
         OutputError: if there is one already and `resume` is not set, or the folder cannot be made.
         InputError: if it is another one, or damaged.
     """
+    checkout()  # that of the code which reads, not of what is there when it has read
     path = folder / SETTINGS
     if path.is_file():
         if not resume:

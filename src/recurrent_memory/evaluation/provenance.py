@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,21 @@ from typing import Any
 _PACKAGES = ("recurrent-memory", "torch", "transformers")
 
 
-def machine() -> dict[str, Any]:
-    """The commit of the code where it is a checkout, versions, processor, cores, load, and the time."""
+@cache
+def checkout() -> dict[str, Any]:
+    """The commit of the code where it is a checkout, and whether there were changes to it.
+
+    As it was when this was called first, so call it when the work begins: hours later the checkout may be another.
+    """
     is_checkout = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     commit, changes = (_git("rev-parse", "HEAD"), _git("status", "--porcelain")) if is_checkout else (None, None)
+    return {"commit": commit, "has_uncommitted_changes": None if commit is None else bool(changes)}
+
+
+def machine() -> dict[str, Any]:
+    """What `checkout` says, versions, processor, cores, load, and the time."""
     return {
-        "commit": commit,
-        "has_uncommitted_changes": None if commit is None else bool(changes),
+        **checkout(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "processor": processor(),
