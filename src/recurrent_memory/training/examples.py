@@ -113,9 +113,8 @@ def hardest(losses: Float[Tensor, " B*K"], candidates: int) -> Int[Tensor, " B"]
         >>> hardest(torch.tensor([0.1, 0.3, 0.3, 0.9, 0.0, 0.2]), 3)
         tensor([1, 3])
     """
-    places = losses.reshape(-1, candidates)
-    first = (places == places.amax(1, keepdim=True)).int().argmax(1)
-    return torch.arange(len(places), device=losses.device) * candidates + first
+    chosen = losses.reshape(-1, candidates).argmax(1)  # what is no number counts as the largest, and stops the training
+    return torch.arange(len(chosen), device=losses.device) * candidates + chosen
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Tensor]:

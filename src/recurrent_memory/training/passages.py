@@ -54,7 +54,8 @@ class HardPassages:
 
     def __init__(self, noise: Sequence[Sequence[str]], phrases: Sequence[str]) -> None:
         self._documents = [document for documents in noise for document in documents]
-        found = {phrase: list(_occurrences(self._documents, phrase)) for phrase in phrases}
+        lines = [document.replace("\n", " ") for document in self._documents]  # they are broken anywhere
+        found = {phrase: list(_occurrences(lines, phrase)) for phrase in phrases}
         self._places = [places for places in found.values() if places]
         self.phrases = tuple(phrase for phrase, places in found.items() if places)
         if not self.phrases:
@@ -102,7 +103,6 @@ def phrases_of_facts(tasks: Sequence[Task]) -> tuple[str, ...]:
 def _occurrences(documents: Sequence[str], phrase: str) -> Iterator[tuple[int, int]]:
     """Documents, and where in them the phrase stands, not as a part of longer words."""
     for number, document in enumerate(documents):
-        document = document.replace("\n", " ")  # lines are broken anywhere
         place = document.find(phrase)
         while place >= 0:
             after = place + len(phrase)
