@@ -69,6 +69,19 @@ def test_it_computes_less_and_the_switch_turns_it_off(tiny, which: str) -> None:
     assert flops(model, segment) == fast
 
 
+@pytest.mark.parametrize("tiny", TOKENS, ids=lambda tiny: tiny.name)
+def test_no_weight_is_copied_for_each_row(tiny) -> None:
+    """What a linear layer does with a view that has gaps."""
+    model, seen = model_of(tiny), []
+    linear = [module for module in model.view.layers()[-1].modules() if isinstance(module, nn.Linear)]
+    for module in linear:
+        module.register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous()))
+    with torch.no_grad():
+        model.memory.write(model.view, segments(tiny)["full"], model.initial_state(3).tensors)
+    assert all(seen)
+    assert len(seen) > len(linear) or not linear  # queries, keys and values are computed twice
+
+
 @every_backbone
 def test_the_model_is_left_as_it_was(tiny) -> None:
     model = model_of(tiny)

@@ -30,6 +30,24 @@ def test_lengths_in_tokens_and_in_segments(rmt: Any, folder: Path, noise: Path, 
     assert (tmp_path / "a" / "accuracy.png").is_file()
 
 
+def test_shortcuts_are_taken_or_not(rmt: Any, folder: Path, noise: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from recurrent_memory import RecurrentMemoryModel
+
+    taken, advance = [], RecurrentMemoryModel.step
+    monkeypatch.setattr(
+        RecurrentMemoryModel,
+        "step",
+        lambda self, *args, **kwargs: (taken.append(self.fast), advance(self, *args, **kwargs))[1],
+    )
+    for fast in ("auto", "off"):
+        taken.clear()
+        command = ["eval", folder, "--lengths", "200", "--samples", "2", "--noise", noise, "--fast", fast]
+        assert rmt(*command, "--out", tmp_path / fast).status == 0
+        assert set(taken) == {fast}
+    rows = [[path.read_text() for path in sorted((tmp_path / fast / "rows").iterdir())] for fast in ("auto", "off")]
+    assert rows[0] == rows[1]
+
+
 def test_a_table_for_a_person_and_going_on(rmt: Any, folder: Path, noise: Path, tmp_path: Path) -> None:
     command = ["eval", folder, "--lengths", "200", "--samples", "2", "--noise", noise, "--out", tmp_path / "out"]
     shown = rmt(*command)
@@ -55,6 +73,8 @@ def test_a_table_for_a_person_and_going_on(rmt: Any, folder: Path, noise: Path, 
         (["--out", "x", "--lengths", "100", "--boundary", "page"], "boundary='page' is unknown"),
         (["--out", "x", "--lengths", "100", "--noise", "missing.txt"], "noise missing.txt: no such path"),
         (["--out", "x", "--lengths", "100", "--task", "qa9"], "is not made on the fly"),
+        (["--out", "x", "--lengths", "100", "--fast", "very"], "fast='very' is not a way to compute; choose one of auto"),
+        (["--out", "x", "--task", "lm", "--window", "8", "--fast", "off"], "--fast: is not for a plain model"),
         (["--out", "x", "--segments", "5", "--dataset", "y"], "--dataset: takes --lengths, such as 4k,1M"),
         (["--out", "x", "--lengths", "4x", "--dataset", "y", "--task", "qa1"], "'4x' is no length of BABILong's sets"),
     ],

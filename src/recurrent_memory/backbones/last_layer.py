@@ -99,7 +99,8 @@ class _Trimmed(nn.Module):
                 return layer(hidden, *args, **kwargs)
         except _Found as found:
             attend = found.attend
-        some = take(hidden, positions)
+        # A view with gaps would have every linear layer copy its weight for each row of the batch.
+        some = take(hidden, positions).contiguous()
         kwargs = {name: _shortened(value, name, length, some.shape[1]) for name, value in kwargs.items()}
         with _Given(attend(positions)):
             output = layer(some, *args, **kwargs)

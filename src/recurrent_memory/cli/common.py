@@ -59,6 +59,7 @@ class Common:
         threads: CPU threads; None: torch's choice.
         seed: Of all that is random; None: another one each time.
         debug: Whether to show tracebacks.
+        fast: The model's `fast`.
     """
 
     as_json: bool = False
@@ -67,6 +68,7 @@ class Common:
     threads: int | None = None
     seed: int | None = None
     debug: bool = False
+    fast: str = "auto"
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= 1024:
@@ -84,7 +86,7 @@ class Common:
             torch.set_num_threads(self.threads)
 
     def load_model(self, name: str | None) -> tuple[RecurrentMemoryModel, Any]:
-        """The model and its tokenizer, with threads and seed set."""
+        """The model and its tokenizer, with threads, seed and shortcuts set."""
         import torch
 
         from ..models import load_model
@@ -95,6 +97,7 @@ class Common:
         model, tokenizer = load_model(name, self.device, self.dtype)
         if not getattr(model.backbone, "is_quantized", False):  # in 4 bits the sum would be rounded once more
             model.merge_adapters()
+        model.fast = self.fast
         return model, tokenizer
 
     def load_state(self, path: str, model: str | None) -> tuple[RecurrentMemoryModel, Any, MemoryState]:

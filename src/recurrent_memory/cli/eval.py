@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from ..errors import ConfigError
-from .common import Common, Debug, Device, Dtype, Json, Threads
+from .common import Common, Debug, Device, Dtype, Fast, Json, Threads
 from .read import stoppable
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def evaluate(
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    fast: Fast = "auto",
     threads: Threads = None,
     seed: Annotated[int, typer.Option("--seed", help="Draws samples, places and noise.")] = 0,
     debug: Debug = False,
@@ -117,7 +118,7 @@ def evaluate(
 
     Example: rmt eval models/small --task detect --lengths 1k,16k,256k --samples 50 --out results/detect
     """
-    common = Common(as_json, device, dtype, threads, seed, debug)
+    common = Common(as_json, device, dtype, threads, seed, debug, fast)
     if out is None:
         raise typer.BadParameter("it is missing; name the folder to write", param_hint="--out")
     of_lm = {
@@ -142,6 +143,8 @@ def evaluate(
         "--scoring": scoring,
     }
     of_lambada = {"--text", "--split", "--limit-documents", "--window", "--against"}
+    if window is not None and fast != "auto":
+        raise typer.BadParameter("is not for a plain model in a window", param_hint="--fast")
     for name, value in {**of_lm, **of_tasks}.items():
         takes = [name in of_lm, name in of_lambada, name in of_tasks][{"lm": 0, "lambada": 1}.get(task, 2)]
         if not takes and value not in (None, False, []):

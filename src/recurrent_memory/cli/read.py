@@ -59,7 +59,7 @@ def read(
     """
     from ..models import recorded_name
 
-    common = Common(as_json, device, dtype, threads, seed, debug)
+    common = Common(as_json, device, dtype, threads, seed, debug, fast)
     out = out if out is not None else append_to
     if out is None:
         raise typer.BadParameter("it is missing; name the state file to write", param_hint="--out")
@@ -76,7 +76,6 @@ def read(
         loaded, tokenizer = common.load_model(model)
         from ..inference.reader import MemoryReader
 
-        loaded.fast = fast
         notes = Notes()
         reader = MemoryReader(
             loaded, tokenizer, progress=True, save_every_s=save_every, schedule=schedule, notify=notes
