@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,8 @@ def test_without_curriculum_all_texts_have_the_last_number_from_the_start(
     plain = Curriculum.of([1, 2, 3], max_steps=2, target_accuracy=0.9, curriculum=False)
     assert [stage.num_segments for stage in curriculum.planned()] == [1, 2, 3]
     assert plain.planned() == (Stage(3, 6, 0.9),)
+    own = Stage(2, 4, 0.8, learning_rate=1e-4, eval_segments=8, candidates=3)
+    assert Curriculum((Stage(1, 5), own), curriculum=False).planned() == (replace(own, max_steps=9),)
     seen: list[int] = []
     draw = CopyTask.draw
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,8 +80,8 @@ class Curriculum:
 
     Args:
         stages: The stages.
-        curriculum: False: one stage, with as many steps as all of them have together and the last one's target, in which
-            every example has the last stage's number of segments from the start.
+        curriculum: False: the last stage alone, with as many steps as all of them have together, in which every example has
+            its number of segments from the start.
         random_num_segments: Whether in every batch of a stage the number of segments is drawn from 1 up to the stage's;
             False: it is the stage's.
 
@@ -117,8 +117,7 @@ class Curriculum:
         """The stages that are run."""
         if self.curriculum:
             return self.stages
-        last = self.stages[-1]
-        return (Stage(last.num_segments, sum(stage.max_steps for stage in self.stages), last.target_accuracy),)
+        return (replace(self.stages[-1], max_steps=sum(stage.max_steps for stage in self.stages)),)
 
 
 @dataclass(frozen=True, slots=True)
