@@ -11,11 +11,15 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from recurrent_memory import RecurrentMemoryModel
+from recurrent_memory import MemoryConfig, RecurrentMemoryModel
 from recurrent_memory.errors import ConfigError, RecipeError
+from recurrent_memory.tasks.registry import load_task
 from recurrent_memory.training.checkpoint import load_weights
 from recurrent_memory.training.curriculum import Curriculum, Stage, train_curriculum
+from recurrent_memory.training.task_examples import TaskExamples
+from recurrent_memory.training.task_lanes import Carried
 from recurrent_memory.training.trainer import RecurrentMemoryTrainer
+from tiny_models import prose, tiny_backbone, tiny_tokenizer
 from training.copy_task import CopyTask, S, arguments, copy_model
 
 
@@ -154,6 +158,52 @@ def test_without_curriculum_all_texts_have_the_last_number_from_the_start(
     run(tmp_path / "stages", Curriculum.of([1, 3], max_steps=12))
     assert set(seen[: 12 * 4]) == {1}
     assert set(seen[12 * 4 :]) == {1, 2, 3}
+
+
+def test_no_two_stages_draw_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    draw = CopyTask.draw
+
+    def watched(task: CopyTask, rng: Any, num_segments: int) -> Any:
+        example = draw(task, rng, num_segments)
+        seen.append(tuple(example["input_ids"]))
+        return example
+
+    monkeypatch.setattr(CopyTask, "draw", watched)
+    made_up(monkeypatch, [0.1] * 4)
+    run(tmp_path, Curriculum((Stage(2, 3), Stage(2, 3, candidates=2)), random_num_segments=False))
+    assert len(seen) == len(set(seen)) == 3 * 4 + 3 * 4 * 2
+
+
+def test_a_stage_of_short_texts_is_of_tasks(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_tokens is of the texts of tasks; give examples=TaskExamples"):
+        run(tmp_path, Curriculum((Stage(1, 2, max_tokens=5),)))
+    with pytest.raises(ConfigError, match="max_tokens=5: carried lanes have texts without end"):
+        Stage(1, 2, max_tokens=5, carried=Carried(5.0))
+
+
+def test_a_stage_of_short_texts_is_trained_and_measured_on_short_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    draw = TaskExamples.draw
+
+    def watched(made: TaskExamples, rng: Any, num_segments: int) -> Any:
+        example = draw(made, rng, num_segments)
+        lengths.append(example["text_length"])
+        return example
+
+    monkeypatch.setattr(TaskExamples, "draw", watched)
+    made = TaskExamples((load_task("detect"),), [[prose(400)]], tiny_tokenizer(), 200, partial=0)
+    config = MemoryConfig(num_memory_tokens=2, segment_length=200)
+    model = RecurrentMemoryModel.from_backbone(tiny_backbone(positions=204), config)
+    curriculum = Curriculum((Stage(1, 2, max_tokens=120), Stage(1, 2)))
+    train_curriculum(
+        model, arguments(tmp_path, eval_steps=2), examples=made, curriculum=curriculum, num_eval_examples=4
+    )
+    count = len(lengths) // 2
+    assert count > 4
+    assert lengths == [120] * count + [200] * count
 
 
 def test_a_stage_that_had_ended_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

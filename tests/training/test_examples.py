@@ -26,6 +26,12 @@ def test_an_item_does_not_depend_on_what_was_drawn_before() -> None:
     assert [data[i] for i in range(8)] != [drawn(seed=4)[i] for i in range(8)]
 
 
+def test_steps_are_counted_from_the_first() -> None:
+    data, later = drawn(), drawn(first_step=3)
+    assert [later[index] for index in range(8)] == [data[3 * 4 + index] for index in range(8)]
+    assert later.num_segments_at(2) == data.num_segments_at(5)
+
+
 def test_a_batch_has_one_number_of_segments_and_steps_have_all() -> None:
     data = drawn()
     lengths = [len(data[index][0]["input_ids"]) // S for index in range(len(data))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,6 +115,19 @@ def test_what_cannot_be_is_named() -> None:
         ConfigError, match="task 'open': its facts do not fit into 2 segments of 16 tokens; begin with more"
     ):
         TaskExamples((Open(),), NOISE, tiny_tokenizer(), S).draw(random.Random(0), 2)
+
+
+def test_a_text_may_be_shorter_than_its_segments() -> None:
+    task, tokenizer = load_task("memorize"), tiny_tokenizer()
+    full = TaskExamples((task,), NOISE, tokenizer, 8 * S, partial=0.5)
+    lengths = [replace(full, max_tokens=5 * S).draw(random.Random(seed), 2)["text_length"] for seed in range(40)]
+    assert max(lengths) == 5 * S
+    assert min(lengths) < 5 * S
+    few = replace(full, max_tokens=3)
+    with pytest.raises(
+        ConfigError, match="do not fit into 2 segments of 128 tokens, of which 3 at most have text; begin"
+    ):
+        few.draw(random.Random(0), 2)
 
 
 def test_hard_noise_is_around_words_of_the_facts() -> None:

@@ -54,6 +54,7 @@ class DrawnBatches(Dataset[list[Example]]):
         random_num_segments: Whether every step draws a number from 1 to `num_segments`, the same for its whole batch;
             else all examples have `num_segments`.
         candidates: How many examples are drawn for each place of a batch.
+        first_step: The number of the first step, that no two stages of a training draw the same.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class DrawnBatches(Dataset[list[Example]]):
         num_segments: int,
         random_num_segments: bool = True,
         candidates: int = 1,
+        first_step: int = 0,
     ) -> None:
         self.examples, self.seed, self.num_steps, self.batch_size = examples, seed, num_steps, batch_size
+        self.first_step = first_step
         self.num_segments, self.random_num_segments, self.candidates = num_segments, random_num_segments, candidates
 
     def __len__(self) -> int:
@@ -77,12 +80,15 @@ class DrawnBatches(Dataset[list[Example]]):
         """The number of segments of every example of a step."""
         if not self.random_num_segments:
             return self.num_segments
-        return random.Random(f"{self.seed}/{self.num_segments}/{step}").randint(1, self.num_segments)
+        return random.Random(self._name(step)).randint(1, self.num_segments)
+
+    def _name(self, step: int) -> str:
+        return f"{self.seed}/{self.num_segments}/{self.first_step + step}"
 
     def __getitem__(self, index: int) -> list[Example]:
         """The candidates for one place."""
         step = index // self.batch_size
-        rng = random.Random(f"{self.seed}/{self.num_segments}/{step}/{index % self.batch_size}")
+        rng = random.Random(f"{self._name(step)}/{index % self.batch_size}")
         number = self.num_segments_at(step)
         return [self.examples.draw(rng, number) for _ in range(self.candidates)]
 

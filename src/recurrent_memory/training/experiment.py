@@ -147,6 +147,8 @@ class Experiment(Strict):
             raise ConfigError("target_accuracy is of a task; a training on text ends at max_steps: leave it out")
         if any(stage.carried is not None for stage in self.stages):
             raise ConfigError("carried lanes are made from tasks; leave carried out of a training on text")
+        if any(stage.max_tokens is not None for stage in self.stages):
+            raise ConfigError("max_tokens is of the texts of tasks; leave it out of a training on text")
         return self
 
     def plan(self) -> Curriculum:
@@ -160,6 +162,7 @@ class Experiment(Strict):
                 s.eval_segments,
                 s.carried.build() if s.carried is not None else None,
                 s.candidates,
+                s.max_tokens,
             )
             for s in self.stages
         ]

@@ -57,6 +57,7 @@ class StageRecipe(Strict):
     eval_segments: int | None = Field(None, ge=1)
     carried: CarriedRecipe | None = None
     candidates: int = Field(1, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
 
 
 class BackpropagationRecipe(Strict):

@@ -28,6 +28,7 @@ class LaneTrainer(RecurrentMemoryTrainer):
         examples: The tasks.
         num_segments: Segments of a step, which gradients go back through.
         carried: How lanes are carried.
+        first_step: As of `RecurrentMemoryTrainer`.
         **settings: Of `RecurrentMemoryTrainer`.
 
     Raises:
@@ -42,6 +43,7 @@ class LaneTrainer(RecurrentMemoryTrainer):
         examples: TaskExamples,
         num_segments: int,
         carried: Carried,
+        first_step: int = 0,
         **settings: Any,
     ) -> None:
         if args.world_size > 1 or args.gradient_accumulation_steps > 1:
@@ -54,9 +56,9 @@ class LaneTrainer(RecurrentMemoryTrainer):
             carried,
             num_lanes=args.train_batch_size,
             num_segments=num_segments,
-            seed=args.seed,
+            seed=f"{args.seed}/{first_step}" if first_step else args.seed,
         )
-        super().__init__(model, args, examples=examples, num_segments=num_segments, **settings)
+        super().__init__(model, args, examples=examples, num_segments=num_segments, first_step=first_step, **settings)
         self.train_dataset = cast(Any, _Counted(args.max_steps * args.train_batch_size))
         self.data_collator = cast(Any, _collate)
 

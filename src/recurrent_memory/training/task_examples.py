@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -37,6 +38,7 @@ class TaskExamples:
         boundary: Whether a fact may stand after any sentence, or any word.
         hard_noise: How often the noise of an example is made of passages around words that facts are made of (hard negatives),
             0…1.
+        max_tokens: The most tokens of a text; None: as many as its segments hold.
 
     Raises:
         ConfigError: if a classifier is to learn a task with open answers.
@@ -56,6 +58,7 @@ class TaskExamples:
     partial: float = 0.25
     boundary: Boundary = "sentence"
     hard_noise: float = 0.0
+    max_tokens: int | None = None
     classes: tuple[str, ...] = field(init=False)
     _tokenizer: Any = field(init=False, repr=False)
     _encoder: PieceEncoder = field(init=False, repr=False)
@@ -78,10 +81,10 @@ class TaskExamples:
             ConfigError: if the facts of a task do not fit into so many segments.
         """
         task = self.tasks[rng.randrange(len(self.tasks))]
-        length = self.segment_length * num_segments
+        length = most = min(self.segment_length * num_segments, self.max_tokens or sys.maxsize)
         if rng.random() < self.partial:
-            length -= rng.randrange(self.segment_length)
-        for tokens in (length, self.segment_length * num_segments):  # in a text cut short the facts may not fit
+            length -= rng.randrange(min(self.segment_length, most))
+        for tokens in (length, most):  # in a text cut short the facts may not fit
             try:
                 sample, targets, limit = draw_placed(task, self._encoder, tokens, rng)
             except ConfigError:
@@ -90,7 +93,8 @@ class TaskExamples:
             text = SampleText(window, sample.facts, targets, self.boundary, limit)
             return self.asked(text.slice(0, tokens).tolist(), self.ending(sample))
         raise ConfigError(
-            f"task {task.name!r}: its facts do not fit into {num_segments} segments of {self.segment_length} tokens; "
+            f"task {task.name!r}: its facts do not fit into {num_segments} segments of {self.segment_length} tokens"
+            f"{'' if self.max_tokens is None else f', of which {most} at most have text'}; "
             "begin with more segments, or take longer ones"
         )
 

@@ -129,7 +129,7 @@ class TaskLanes:
         *,
         num_lanes: int,
         num_segments: int,
-        seed: int,
+        seed: int | str,
         first_lane: int = 0,
     ) -> None:
         self._model, self._carried, self._examples = model, carried, examples

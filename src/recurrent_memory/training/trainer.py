@@ -44,6 +44,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         eval_examples: What held-out examples are drawn from; None: from `examples`.
         memory_learning_rate: Of the memory's parameters, at its highest; None: that of the others.
         candidates: How many examples are drawn for each place of a batch; the one with the largest loss is trained on (`hardest`).
+        first_step: The number of the first step, in what is drawn.
         processing_class: The tokenizer, saved beside the model.
         callbacks: Further callbacks of the Trainer.
 
@@ -66,6 +67,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         eval_examples: SegmentedExamples | None = None,
         memory_learning_rate: float | None = None,
         candidates: int = 1,
+        first_step: int = 0,
         processing_class: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
@@ -84,6 +86,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
             num_segments=num_segments,
             random_num_segments=random_num_segments,
             candidates=candidates,
+            first_step=first_step,
         )
         super().__init__(
             model,
