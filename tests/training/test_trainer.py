@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from recurrent_memory import RecurrentMemoryModel
 from recurrent_memory.errors import ConfigError, RecipeError
 from recurrent_memory.training import trainer as trainer_module
+from recurrent_memory.training import unroll
 from recurrent_memory.training.bptt import Backpropagation, backpropagate, measure
 from recurrent_memory.training.checkpoint import load_values, save_values
 from recurrent_memory.training.examples import collate, held_out
@@ -186,6 +187,26 @@ def test_half_precision_is_used_and_weights_stay_whole(tmp_path: Path) -> None:
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
     assert runs[True] != runs[False]
     assert runs[True] == pytest.approx(runs[False], rel=0.05)  # bfloat16 has 8 bits
+
+
+def test_of_questions_accuracy_is_the_share_of_answers_that_are_right_as_a_whole(tmp_path: Path) -> None:
+    class Asked(AnyLengthTask):
+        def draw(self, rng: random.Random, num_segments: int) -> Any:
+            return {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, -100, 3, 4, 5], "text_length": 1}
+
+    def predicted(right: list[list[bool]]) -> None:
+        flags = iter(right)
+
+        def head_losses(view: Any, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.ones(len(targets)), torch.tensor(next(flags))
+
+        patch.setattr(unroll, "head_losses", head_losses)
+
+    trainer = trainer_of(tmp_path, examples=Asked(), num_segments=1, per_device_eval_batch_size=2, num_eval_examples=4)
+    with pytest.MonkeyPatch.context() as patch:
+        predicted([[True, True, True, True, True, False], [False, False, False, True, True, True]])
+        metrics = trainer.evaluate()
+    assert (metrics["eval_loss"], metrics["eval_accuracy"]) == (1.0, 0.5)
 
 
 def test_accuracy_is_that_of_the_logits(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _MAX_PIECE_CHARS = 1 << 20
 _CONTEXT_CHARS = (64, 512, 4096)
+_KEPT, _KEPT_CHARS = 10_000, 200  # counts
 _KEPT_CHARS = 8192
 
 # Tokenizers split a text before a single space between two words, whatever else they do with white space.
@@ -122,10 +123,16 @@ class PieceEncoder:
         self._backend = plain_tokenizer(tokenizer)
         self._text = ""
         self._token_ids: list[int] = []
+        self._counts: dict[str, int] = {}
 
     def count(self, text: str) -> int:
-        """How many tokens a text of its own has."""
-        return len(self._backend.encode(text, add_special_tokens=False).ids)
+        """How many tokens a text of its own has; of short ones it is kept, since facts come again and again."""
+        count = self._counts.get(text)
+        if count is None:
+            count = len(self._backend.encode(text, add_special_tokens=False).ids)
+            if len(text) < _KEPT_CHARS and len(self._counts) < _KEPT:
+                self._counts[text] = count
+        return count
 
     def alone(self, text: str) -> Block:
         """A text of its own."""

@@ -6,7 +6,7 @@ measured without ever holding the logits of a text; checkpoints are exact (`resu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import ConfigError
+from ..forward import IGNORE
 from ..model import RecurrentMemoryModel
 from .bptt import Backpropagation, Outcome, backpropagate, measure
 from .examples import DrawnBatches, SegmentedExamples, collate, collate_places, hardest, held_out, unlabelled
@@ -97,7 +98,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
             processing_class=processing_class,
             callbacks=[*([] if target_accuracy is None else [_StopAt(target_accuracy)]), *callbacks],
         )
-        self._num_right = self._num_labels = 0  # since the last row of the log
+        self._num_right = self._num_counted = 0  # since the last row of the log
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's, with the memory's own learning rate."""
@@ -151,8 +152,9 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         loss = outcome.loss * factor
         if self._anywhere(~torch.isfinite(loss)):
             self._stop("the loss", float(loss))
-        self._num_right += int(outcome.num_right)
-        self._num_labels += outcome.num_labels
+        right, count = num_right(outcome, inputs)
+        self._num_right += right
+        self._num_counted += count
         if self.args.world_size > 1 and self.accelerator.sync_gradients:
             _average_gradients(self.model)
         self._look_at(outcome)
@@ -203,19 +205,19 @@ class RecurrentMemoryTrainer(ResumableTrainer):
     # ------------------------------------------------------------------ what is reported
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the accuracy over the labels since the last row."""
+        """Add the accuracy since the last row."""
         if "loss" in logs:
-            right, count = self._over_processes([self._num_right, self._num_labels])
+            right, count = self._over_processes([self._num_right, self._num_counted])
             logs["accuracy"] = right / max(count, 1.0)
             logs["num_segments"] = self.num_segments
-            self._num_right = self._num_labels = 0
+            self._num_right = self._num_counted = 0
         super().log(logs, start_time)
 
     @torch.no_grad()
     def evaluate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, eval_dataset: SegmentedExamples | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss and accuracy, the share of labels that are the likeliest class, over held-out examples.
+        """Loss and accuracy over held-out examples; see `num_right`.
 
         Args:
             eval_dataset: Another task to draw them from.
@@ -234,19 +236,36 @@ class RecurrentMemoryTrainer(ResumableTrainer):
             first = held_out(examples, self.args.seed, self.eval_segments, 0)
             mine += [unlabelled(first)] * (-(-self.num_eval_examples // step) - len(mine))
         size = self.args.per_device_eval_batch_size
-        sums = [0.0, 0.0, 0.0]
+        sums = [0.0, 0.0, 0.0, 0.0]
         for start in range(0, len(mine), size):
             inputs = cast(dict[str, Any], self._prepare_inputs(cast(Any, collate(mine[start : start + size]))))
             got = measure(self.model, **inputs, num_items_in_batch=1, autocast=self._autocast)
-            sums = [a + b for a, b in zip(sums, (float(got.loss), int(got.num_right), got.num_labels), strict=True)]
-        loss, right, count = self._over_processes(sums)
+            found = (float(got.loss), got.num_labels, *num_right(got, inputs))
+            sums = [a + b for a, b in zip(sums, found, strict=True)]
+        loss, num_labels, right, count = self._over_processes(sums)
         metrics = {
-            f"{metric_key_prefix}_loss": loss / max(count, 1.0),
+            f"{metric_key_prefix}_loss": loss / max(num_labels, 1.0),
             f"{metric_key_prefix}_accuracy": right / max(count, 1.0),
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def num_right(outcome: Outcome, inputs: Mapping[str, Any]) -> tuple[int, int]:
+    """How many predictions of a batch are right, and of how many: what accuracy is the share of.
+
+    Where texts have questions, a prediction is an answer, and right if all of it is. Elsewhere it is a label.
+
+    Args:
+        outcome: What came of the batch.
+        inputs: The batch.
+    """
+    if "text_lengths" not in inputs:
+        return int(outcome.num_right), outcome.num_labels
+    labels = inputs["labels"]
+    is_asked = (labels != IGNORE).reshape(len(labels), -1).any(1)
+    return int((is_asked & (outcome.num_wrong == 0)).sum()), int(is_asked.sum())
 
 
 class _StopAt(TrainerCallback):
