@@ -31,6 +31,18 @@ def test_only_memorize_has_its_fact_first() -> None:
     assert [task.placement for task in (Memorize(), Detect(), Reason())] == ["first", "anywhere", "anywhere"]
 
 
+def test_questions_of_reason_may_keep_to_the_words_of_the_fact() -> None:
+    other_way = 0
+    for seed in range(200):
+        plain = Reason().draw(random.Random(seed))
+        kept = Reason(converse=False).draw(random.Random(seed))
+        assert (kept.facts, kept.answer) == (plain.facts, plain.answer)
+        asked = kept.facts[kept.supporting[0]]
+        assert asked == f"The {kept.answer} {kept.question.removeprefix('What ').rstrip('?')}."
+        other_way += plain != kept
+    assert 60 < other_way < 140
+
+
 def test_either_fact_of_reason_is_asked_for() -> None:
     rng = random.Random(6)
     asked = Counter(Reason().draw(rng).supporting for _ in range(1000))

@@ -17,7 +17,6 @@ from recurrent_memory.tasks.registry import load_task
 from recurrent_memory.training.checkpoint import load_weights
 from recurrent_memory.training.curriculum import Curriculum, Stage, train_curriculum
 from recurrent_memory.training.task_examples import TaskExamples
-from recurrent_memory.training.task_lanes import Carried
 from recurrent_memory.training.trainer import RecurrentMemoryTrainer
 from tiny_models import prose, tiny_backbone, tiny_tokenizer
 from training.copy_task import CopyTask, S, arguments, copy_model
@@ -175,16 +174,7 @@ def test_no_two_stages_draw_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(seen) == len(set(seen)) == 3 * 4 + 3 * 4 * 2
 
 
-def test_a_stage_of_short_texts_is_of_tasks(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"max_tokens is of the texts of tasks; give examples=TaskExamples"):
-        run(tmp_path, Curriculum((Stage(1, 2, max_tokens=5),)))
-    with pytest.raises(ConfigError, match="max_tokens=5: carried lanes have texts without end"):
-        Stage(1, 2, max_tokens=5, carried=Carried(5.0))
-
-
-def test_a_stage_of_short_texts_is_trained_and_measured_on_short_texts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_is_trained_and_measured_on_its_own_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
     draw = TaskExamples.draw
 
@@ -197,7 +187,7 @@ def test_a_stage_of_short_texts_is_trained_and_measured_on_short_texts(
     made = TaskExamples((load_task("detect"),), [[prose(400)]], tiny_tokenizer(), 200, partial=0)
     config = MemoryConfig(num_memory_tokens=2, segment_length=200)
     model = RecurrentMemoryModel.from_backbone(tiny_backbone(positions=204), config)
-    curriculum = Curriculum((Stage(1, 2, max_tokens=120), Stage(1, 2)))
+    curriculum = Curriculum((Stage(1, 2, examples=replace(made, max_tokens=120)), Stage(1, 2)))
     train_curriculum(
         model, arguments(tmp_path, eval_steps=2), examples=made, curriculum=curriculum, num_eval_examples=4
     )

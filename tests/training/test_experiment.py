@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from recurrent_memory import MemoryConfig, RecurrentMemoryModel
 from recurrent_memory.errors import ConfigError, RecipeError
 from recurrent_memory.models import load_model
+from recurrent_memory.tasks.registry import load_task
 from recurrent_memory.training import experiment as module
 from recurrent_memory.training.beginning import begin_with_model
 from recurrent_memory.training.curriculum import Stage
-from recurrent_memory.training.experiment import begin, load_experiment, run_experiment
+from recurrent_memory.training.experiment import begin, load_experiment, run_experiment, with_own_tasks
+from recurrent_memory.training.task_examples import TaskExamples
 from tiny_models import prose, save_tiny_model, tiny_tokenizer
 from training.copy_task import AnyLengthTask, S, copy_model
 
@@ -66,6 +69,54 @@ def test_a_stage_has_the_target_of_the_experiment_its_own_or_none(tmp_path: Path
     stages = [1, {"num_segments": 2, "target_accuracy": 0.5}, {"num_segments": 3, "target_accuracy": None}]
     planned = load_experiment(written(tmp_path, stages=stages)).plan().planned()
     assert [stage.target_accuracy for stage in planned] == [0.99, 0.5, None]
+
+
+def test_a_stage_may_have_the_task_in_another_way(tmp_path: Path) -> None:
+    task = {"name": "reason", "options": {"converse": True}, "partial": 0.5}
+    easy = {"options": {"converse": False}, "max_tokens": 80, "question_apart": False}
+    experiment = load_experiment(
+        written(tmp_path, task=task, stages=[{"num_segments": 1, "task": easy}, 2, {"num_segments": 2, "task": {}}])
+    )
+    made = TaskExamples((load_task("reason"),), [[prose(100)]], tiny_tokenizer(), 16 * S, partial=0.5)
+    first, *others = with_own_tasks(experiment.plan(), experiment, made).stages
+    assert first.examples == replace(
+        made, tasks=(load_task("reason", converse=False),), max_tokens=80, question_apart=False
+    )
+    assert [stage.examples for stage in others] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"stages": [{"num_segments": 1, "task": {"partial": 0.1}}]},
+            "a stage has a task of its own, the experiment none",
+        ),
+        (
+            {"task": {"name": "detect"}, "stages": [{"num_segments": 1, "task": {"noise": ["x"]}}]},
+            "'noise' of the task of a",
+        ),
+        (
+            {"task": {"name": "detect"}, "stages": [{"num_segments": 1, "task": {"colour": 1}}]},
+            "'colour' of the task of a",
+        ),
+        (
+            {"task": {"name": "detect"}, "stages": [{"num_segments": 1, "task": {"partial": 3}}]},
+            "of a stage: partial: Input",
+        ),
+    ],
+)
+def test_a_task_of_a_stage_that_cannot_be_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_experiment(written(tmp_path, **changes))
+
+
+def test_a_classifier_has_the_same_answers_in_every_stage(tmp_path: Path) -> None:
+    stages = [{"num_segments": 1, "task": {"name": "qa5"}}]
+    experiment = load_experiment(written(tmp_path, task={"name": "detect"}, stages=stages))
+    made = TaskExamples((load_task("detect"),), [[prose(100)]], tiny_tokenizer(), 16 * S, "class")
+    with pytest.raises(RecipeError, match=r"stages\.0\.task: its answers .* are not those of the task"):
+        with_own_tasks(experiment.plan(), experiment, made)
 
 
 def test_a_memory_and_its_adapter_are_written_without_the_backbone(tmp_path: Path) -> None:

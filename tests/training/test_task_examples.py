@@ -130,6 +130,13 @@ def test_a_text_may_be_shorter_than_its_segments() -> None:
         few.draw(random.Random(0), 2)
 
 
+def test_a_question_may_go_on_in_the_last_segment_of_the_text() -> None:
+    apart = examples("detect", partial=0.0)
+    drawn, same = (made.draw(random.Random(5), 2) for made in (apart, replace(apart, question_apart=False)))
+    assert (drawn.pop("text_length"), same.pop("text_length")) == (8 * S, 0)
+    assert drawn == same
+
+
 def test_hard_noise_is_around_words_of_the_facts() -> None:
     noise = [[" ".join([prose(300, seed=1), "the office", prose(300, seed=2)])]]
     task, tokenizer = load_task("memorize"), tiny_tokenizer()

@@ -52,16 +52,21 @@ class Reason:
 
     Both facts have to be kept, since either can be asked for and they tell the two neighbours of a place apart.
 
+    Args:
+        converse: Whether a question may go the other way than its fact ("What is the garden south of?" where the office was said
+            to be north of the garden), as in bAbI; False: it is always in the words of the fact.
+
     Example:
         >>> sample = Reason().draw(random.Random(1))
         >>> len(sample.facts), len(sample.supporting)
         (2, 1)
     """
 
+    converse: bool = True
     name: str = "reason"
     answers: tuple[str, ...] | None = PLACES
     placement: Placement = "anywhere"
 
     def draw(self, rng: random.Random) -> Sample:
         """Two relations of three places in a line, and a question for one."""
-        return draw_relations(rng)
+        return draw_relations(rng, self.converse)

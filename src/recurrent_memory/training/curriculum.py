@@ -46,8 +46,7 @@ class Stage:
         carried: Its texts go on from step to step, `num_segments` at a time; None: every step has texts of its own.
         candidates: Examples that are drawn for each place of a batch, of which the hardest is trained on (online hard example
             mining, `hardest`).
-        max_tokens: The most that an example has of text, facts included: for a stage of one segment that is not full, so that
-            what facts mean is learned before they have to be found. None: as much as the segments hold.
+        examples: Its own; None: those of the training.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -60,12 +59,12 @@ class Stage:
     eval_segments: int | None = None
     carried: Carried | None = None
     candidates: int = 1
-    max_tokens: int | None = None
+    examples: SegmentedExamples | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_segments", "max_steps", "eval_segments", "candidates", "max_tokens"):
+        for name in ("num_segments", "max_steps", "eval_segments", "candidates"):
             value = getattr(self, name)
-            if value is None and name in ("eval_segments", "max_tokens"):
+            if value is None and name == "eval_segments":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r} of a stage must be an int of at least 1")
@@ -73,8 +72,6 @@ class Stage:
             raise ConfigError(
                 f"candidates={self.candidates}: carried lanes go on, and none can be left out; leave it out"
             )
-        if self.carried is not None and self.max_tokens is not None:
-            raise ConfigError(f"max_tokens={self.max_tokens}: carried lanes have texts without end; leave it out")
         if self.target_accuracy is not None and not 0.0 < self.target_accuracy <= 1.0:
             raise ConfigError(f"target_accuracy={self.target_accuracy} of a stage must be above 0 and at most 1")
 
@@ -212,7 +209,8 @@ def train_curriculum(
                 "processing_class": processing_class,
                 "callbacks": callbacks,
             }
-            trainer = _trainer(model, _stage_args(args, stage, folder, best_by), examples, stage, settings)
+            own = examples if stage.examples is None else stage.examples
+            trainer = _trainer(model, _stage_args(args, stage, folder, best_by), own, stage, settings)
             if report is not None:
                 report_rows(trainer, RowsCallback(report, index, len(stages), stage.num_segments))
             with cast_once(model):
@@ -238,12 +236,6 @@ def _trainer(
     stage: Stage,
     settings: dict[str, Any],
 ) -> RecurrentMemoryTrainer:
-    if stage.max_tokens is not None:
-        if not isinstance(examples, TaskExamples):
-            raise ConfigError(
-                "max_tokens is of the texts of tasks; give examples=TaskExamples(…), or leave max_tokens out"
-            )
-        examples = replace(examples, max_tokens=stage.max_tokens)
     if stage.carried is None:
         return RecurrentMemoryTrainer(model, args, examples=examples, **settings)
     if not isinstance(examples, TaskExamples):

@@ -7,6 +7,7 @@ trained by the `Trainer`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -138,6 +139,15 @@ class Experiment(Strict):
         return self
 
     @model_validator(mode="after")
+    def _tasks_of_stages_are_valid(self) -> Self:
+        for stage in self.stages:
+            if stage.task and self.task is None:
+                raise ConfigError("a stage has a task of its own, the experiment none; leave it out, or give both")
+            if stage.task and self.task is not None:
+                self.task.changed(stage.task)
+        return self
+
+    @model_validator(mode="after")
     def _text_goes_with_the_rest(self) -> Self:
         if self.text is None:
             return self
@@ -147,8 +157,6 @@ class Experiment(Strict):
             raise ConfigError("target_accuracy is of a task; a training on text ends at max_steps: leave it out")
         if any(stage.carried is not None for stage in self.stages):
             raise ConfigError("carried lanes are made from tasks; leave carried out of a training on text")
-        if any(stage.max_tokens is not None for stage in self.stages):
-            raise ConfigError("max_tokens is of the texts of tasks; leave it out of a training on text")
         return self
 
     def plan(self) -> Curriculum:
@@ -162,7 +170,6 @@ class Experiment(Strict):
                 s.eval_segments,
                 s.carried.build() if s.carried is not None else None,
                 s.candidates,
-                s.max_tokens,
             )
             for s in self.stages
         ]
@@ -248,10 +255,31 @@ def make_examples(experiment: Experiment, beginning: Beginning) -> TaskExamples:
         beginning.tokenizer(),
         beginning.segment_length,
         form,
-        task.partial,
-        task.boundary,
-        task.hard_noise,
+        **task.settings(),
     )
+
+
+def with_own_tasks(curriculum: Curriculum, experiment: Experiment, examples: TaskExamples) -> Curriculum:
+    """The curriculum, with examples of their own for the stages that have a task of their own.
+
+    Raises:
+        RecipeError: if a classifier is to learn other answers in a stage.
+        ConfigError: if a task does not take the options.
+    """
+    stages = list(curriculum.stages)
+    for index, recipe in enumerate(experiment.stages):
+        if not recipe.task or experiment.task is None:
+            continue
+        task = experiment.task.changed(recipe.task)
+        tasks = tuple(load_task(name, **task.options) for name in task.name)
+        own = replace(examples, tasks=tasks, **task.settings())
+        if own.classes != examples.classes:
+            raise RecipeError(
+                f"stages.{index}.task: its answers {own.classes} are not those of the task, {examples.classes}, "
+                "which the model has classes for; give the stage tasks with the same answers"
+            )
+        stages[index] = replace(stages[index], examples=own)
+    return replace(curriculum, stages=tuple(stages))
 
 
 def make_text_examples(experiment: Experiment, beginning: Beginning) -> tuple[TextExamples, TextExamples]:
@@ -300,7 +328,9 @@ def run_experiment(
             examples, eval_examples = make_text_examples(experiment, beginning)
         else:
             examples = make_examples(experiment, beginning)
-    classes = examples.classes if isinstance(examples, TaskExamples) else ()
+    curriculum, classes = experiment.plan(), ()
+    if isinstance(examples, TaskExamples):
+        curriculum, classes = with_own_tasks(curriculum, experiment, examples), examples.classes
     model = beginning.build(classes, experiment.num_labels)
     lora = experiment.lora
     choose_trained(model, experiment.trained, lora.build() if lora is not None else None)
@@ -312,7 +342,7 @@ def run_experiment(
         model,
         args,
         examples=examples,
-        curriculum=experiment.plan(),
+        curriculum=curriculum,
         backpropagation=experiment.backpropagation.build(),
         num_eval_examples=experiment.num_eval_examples,
         eval_examples=eval_examples,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -47,7 +47,8 @@ class CarriedRecipe(Strict):
 class StageRecipe(Strict):
     """See `Stage`; the limit, the target and the learning rate are the experiment's where they are left out.
 
-    `target_accuracy: null` is a stage that takes all its steps.
+    `target_accuracy: null` is a stage that takes all its steps. `task` is what of the experiment's task it has in another way:
+    easier questions, shorter texts.
     """
 
     num_segments: int = Field(ge=1)
@@ -57,7 +58,7 @@ class StageRecipe(Strict):
     eval_segments: int | None = Field(None, ge=1)
     carried: CarriedRecipe | None = None
     candidates: int = Field(1, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
+    task: dict[str, Any] = Field(default_factory=dict[str, Any])
 
 
 class BackpropagationRecipe(Strict):

@@ -39,6 +39,8 @@ class TaskExamples:
         hard_noise: How often the noise of an example is made of passages around words that facts are made of (hard negatives),
             0…1.
         max_tokens: The most tokens of a text; None: as many as its segments hold.
+        question_apart: Whether the question has a segment of its own; False: it goes on in the text's last segment, where the
+            model sees what is there as well as its memory.
 
     Raises:
         ConfigError: if a classifier is to learn a task with open answers.
@@ -59,10 +61,11 @@ class TaskExamples:
     boundary: Boundary = "sentence"
     hard_noise: float = 0.0
     max_tokens: int | None = None
+    question_apart: bool = True
     classes: tuple[str, ...] = field(init=False)
-    _tokenizer: Any = field(init=False, repr=False)
-    _encoder: PieceEncoder = field(init=False, repr=False)
-    _hard: HardPassages | None = field(init=False, repr=False)
+    _tokenizer: Any = field(init=False, repr=False, compare=False)
+    _encoder: PieceEncoder = field(init=False, repr=False, compare=False)
+    _hard: HardPassages | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         made = {
@@ -124,7 +127,8 @@ class TaskExamples:
         labels = ending["labels"]
         if self.form == "text" and not isinstance(labels, int):
             labels = [IGNORE] * len(text) + labels
-        return {"input_ids": text + ending["input_ids"], "labels": labels, "text_length": len(text)}
+        length = len(text) if self.question_apart else 0
+        return {"input_ids": text + ending["input_ids"], "labels": labels, "text_length": length}
 
     def _noise(self, rng: random.Random) -> Iterator[str]:
         if self._hard is not None and rng.random() < self.hard_noise:

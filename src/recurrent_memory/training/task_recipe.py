@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..errors import ConfigError
 from ..tasks.registry import task_names
@@ -22,6 +22,8 @@ class TaskRecipe(Strict):
         partial: How often the last segment of a text is cut short, 0…1.
         boundary: "sentence" or "word": after which a fact may stand.
         hard_noise: How often an example's noise is made of passages around words that facts are made of, 0…1.
+        max_tokens: The most tokens of a text, facts included; None: as many as its segments hold.
+        question_apart: Whether the question has a segment of its own; False: it goes on in the last one of the text.
     """
 
     name: tuple[str, ...] = Field(min_length=1)
@@ -31,6 +33,8 @@ class TaskRecipe(Strict):
     partial: float = Field(0.25, ge=0, le=1)
     boundary: Literal["sentence", "word"] = "sentence"
     hard_noise: float = Field(0.0, ge=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+    question_apart: bool = True
 
     @field_validator("name", "noise", mode="before")
     @classmethod
@@ -44,3 +48,24 @@ class TaskRecipe(Strict):
             if name not in known:
                 raise ConfigError(f"{name!r} is not a task; there are {', '.join(known)}")
         return self
+
+    def changed(self, changes: dict[str, Any]) -> TaskRecipe:
+        """The same, some settings in another way.
+
+        Raises:
+            ConfigError: if a setting is unknown, is not valid, or is of the noise, which is loaded once.
+        """
+        for name in changes:
+            if name not in type(self).model_fields or name in ("noise", "noise_chars"):
+                allowed = sorted(set(type(self).model_fields) - {"noise", "noise_chars"})
+                raise ConfigError(f"{name!r} of the task of a stage is not one of {', '.join(allowed)}")
+        try:
+            return TaskRecipe.model_validate({**self.model_dump(), **changes})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConfigError(f"the task of a stage: {where}: {first['msg']}") from error
+
+    def settings(self) -> dict[str, Any]:
+        """What `TaskExamples` is told of it, besides tasks and noise."""
+        return self.model_dump(include={"partial", "boundary", "hard_noise", "max_tokens", "question_apart"})

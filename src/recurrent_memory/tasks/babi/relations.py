@@ -13,11 +13,15 @@ OPPOSITES = {"north": "south", "south": "north", "east": "west", "west": "east"}
 _MIDDLE_AS_SUBJECT = (0.437, 0.456, 0.107)
 
 
-def draw_relations(rng: random.Random) -> Sample:
+def draw_relations(rng: random.Random, converse: bool = True) -> Sample:
     """Two facts and a question, as the published files of task 4 have them.
 
     The question is for the subject of one of the facts, in its direction ("What is west of the kitchen?") or in the
     other ("What is the kitchen east of?"). Weston et al. (arXiv:1502.05698), task 4.
+
+    Args:
+        rng: Draws all.
+        converse: Whether it may be in the other direction.
 
     Example:
         >>> sample = draw_relations(random.Random(0))
@@ -39,4 +43,5 @@ def draw_relations(rng: random.Random) -> Sample:
     subject, direction, other = facts[asked]
     forms = (f"What is {direction} of the {other}?", f"What is the {other} {OPPOSITES[direction]} of?")
     sentences = tuple(f"The {a} is {way} of the {b}." for a, way, b in facts)
-    return Sample(sentences, rng.choice(forms), subject, (asked,), PLACES)
+    form = rng.choice(forms)
+    return Sample(sentences, form if converse else forms[0], subject, (asked,), PLACES)
