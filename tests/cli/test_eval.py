@@ -44,6 +44,7 @@ def test_shortcuts_are_taken_or_not(rmt: Any, folder: Path, noise: Path, tmp_pat
         command = ["eval", folder, "--lengths", "200", "--samples", "2", "--noise", noise, "--fast", fast]
         assert rmt(*command, "--out", tmp_path / fast).status == 0
         assert set(taken) == {fast}
+        assert json.loads((tmp_path / fast / "results.json").read_text())["fast"] == fast
     rows = [[path.read_text() for path in sorted((tmp_path / fast / "rows").iterdir())] for fast in ("auto", "off")]
     assert rows[0] == rows[1]
 

@@ -23,6 +23,8 @@ def test_memory_reset_and_window(rmt: Any, folder: Path, plain: Path, book: Path
     common = ["--task", "lm", "--text", book, "--lanes", "2", "--max-tokens", "300"]
     kept = rmt("eval", folder, *common, "--out", tmp_path / "memory", "--json").json
     assert (kept["scored_tokens"], kept["documents"], kept["comparison"]) == (300, 1, None)
+    results = json.loads((tmp_path / "memory" / "results.json").read_text())
+    assert {"commit", "versions", "processor", "date"} < results.keys()
     assert {line["by"] for line in kept["lines"]} == {"all", "position", "position_with_history", "history"}
     command = ["eval", folder, *common, "--reset", "--against", tmp_path / "memory", "--out", tmp_path / "reset"]
     compared = rmt(*command, "--json").json

@@ -27,6 +27,8 @@ def test_memory_and_window(rmt: Any, folder: Path, passages: Path, tmp_path: Pat
         ("memory", 10),
         ("reset", 10),
     }
+    results = json.loads((tmp_path / "memory" / "results.json").read_text())
+    assert {"commit", "versions", "processor", "date"} < results.keys()
     tiny_backbone().save_pretrained(tmp_path / "plain")
     tiny_tokenizer().save_pretrained(tmp_path / "plain")
     window = ["eval", tmp_path / "plain", *common, "--window", "64", "--out", tmp_path / "window"]

@@ -101,6 +101,10 @@ def test_a_stage_may_have_the_task_in_another_way(tmp_path: Path) -> None:
             "'colour' of the task of a",
         ),
         (
+            {"task": {"name": "detect", "question_apart": False}, "stages": [{"num_segments": 1, "carried": {}}]},
+            "question_apart=False: carried lanes have texts without end",
+        ),
+        (
             {"task": {"name": "detect"}, "stages": [{"num_segments": 1, "task": {"partial": 3}}]},
             "of a stage: partial: Input",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,18 @@ def test_a_carried_stage_that_cannot_be_is_named(tmp_path: Path) -> None:
             model_of(), arguments(tmp_path / "a", gradient_accumulation_steps=2), examples=examples_of("detect"),
             curriculum=Curriculum(STAGES.stages[1:]),
         )  # fmt: skip
+    ending = replace(examples_of("detect"), max_tokens=9)
+    for stages in (STAGES.stages, (STAGES.stages[0], replace(STAGES.stages[1], examples=ending))):
+        with pytest.raises(
+            ConfigError, match="max_tokens=9, question_apart=True: carried lanes have texts without end"
+        ):
+            train_curriculum(
+                model_of(),
+                arguments(tmp_path / "c"),
+                examples=ending if stages is STAGES.stages else examples_of("detect"),
+                curriculum=Curriculum(stages),
+            )
+    assert not (tmp_path / "c").exists()
     with pytest.raises(ConfigError, match="lifetime=0.5 and first_segments=4 of carried lanes must be at least 1"):
         Carried(0.5)
     model = model_of()

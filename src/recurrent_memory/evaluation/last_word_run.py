@@ -21,6 +21,7 @@ from ..inference.peak_memory import peak_rss_mb
 from .folder import RESULTS, ROWS, TABLE, open_folder
 from .intervals import bootstrap, wilson
 from .last_word import Passage, WordReader, split_passage
+from .provenance import machine
 from .tables import write_csv, write_json
 
 GROUP = 128
@@ -181,7 +182,7 @@ def evaluate_last_words(
     ]
     result = LastWordResult(lines, gains, round(time.monotonic() - started, 1), round(peak_rss_mb(), 1))
     write_csv(Line, lines, folder / TABLE)
-    write_json({**settings, **result.to_dict()}, folder / RESULTS)
+    write_json({**settings, **result.to_dict(), **machine()}, folder / RESULTS)
     return result
 
 

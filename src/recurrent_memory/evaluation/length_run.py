@@ -174,7 +174,7 @@ def conclude(
         started: When it began, by `time.monotonic`.
     """
     cost = {"elapsed_s": round(time.monotonic() - started, 1), "peak_rss_mb": round(peak_rss_mb(), 1)}
-    made = {"tokens_read": tokens, "state_bytes": model.initial_state(1).num_bytes, **cost}
+    made = {"fast": model.fast, "tokens_read": tokens, "state_bytes": model.initial_state(1).num_bytes, **cost}
     lines = write_results(folder, settings, rows, model.memory_config.segment_length, title, chance, made)
     return LengthResult(lines, rows, tokens, **cost)
 

@@ -20,6 +20,7 @@ from .perplexity_plan import Choice, Plan, PlannedTokens
 from .perplexity_plot import draw_perplexity
 from .perplexity_store import TokenStore, read_tokens
 from .perplexity_table import Line, Summary, tabulate
+from .provenance import machine
 from .tables import write_csv, write_json
 
 TABLE, PLOT = "perplexity.csv", "perplexity.png"
@@ -135,4 +136,5 @@ def _results(settings: dict[str, Any], result: PerplexityResult) -> dict[str, An
         "tokens_read": result.tokens,
         "elapsed_s": result.elapsed_s,
         "peak_rss_mb": result.peak_rss_mb,
+        **machine(),
     }

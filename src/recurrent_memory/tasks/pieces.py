@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _MAX_PIECE_CHARS = 1 << 20
 _CONTEXT_CHARS = (64, 512, 4096)
-_KEPT, _KEPT_CHARS = 10_000, 200  # counts
+_COUNTS, _COUNTED_CHARS = 10_000, 200
 _KEPT_CHARS = 8192
 
 # Tokenizers split a text before a single space between two words, whatever else they do with white space.
@@ -130,7 +130,7 @@ class PieceEncoder:
         count = self._counts.get(text)
         if count is None:
             count = len(self._backend.encode(text, add_special_tokens=False).ids)
-            if len(text) < _KEPT_CHARS and len(self._counts) < _KEPT:
+            if len(text) < _COUNTED_CHARS and len(self._counts) < _COUNTS:
                 self._counts[text] = count
         return count
 

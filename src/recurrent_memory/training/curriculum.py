@@ -26,7 +26,7 @@ from .frozen_weights import cast_once
 from .lane_trainer import LaneTrainer
 from .reporting import Report, RowsCallback, report_rows
 from .task_examples import TaskExamples
-from .task_lanes import Carried
+from .task_lanes import Carried, check_endless
 from .trainer import RecurrentMemoryTrainer
 
 RECORD = "curriculum.json"
@@ -181,7 +181,11 @@ def train_curriculum(
         RecipeError: if there is a training already and `resume` is not set, or the loss stops being a number.
     """
     out = Path(str(args.output_dir))
-    stages = curriculum.planned()
+    stages = [
+        stage if stage.examples is not None else replace(stage, examples=examples) for stage in curriculum.planned()
+    ]
+    for stage in stages:
+        _check_lanes(stage)
     done = _read_record(out)
     folders = [out / f"stage-{index + 1}-segments-{stage.num_segments}" for index, stage in enumerate(stages)]
     if not resume and (done or any(folder.exists() for folder in folders)):
@@ -209,8 +213,7 @@ def train_curriculum(
                 "processing_class": processing_class,
                 "callbacks": callbacks,
             }
-            own = examples if stage.examples is None else stage.examples
-            trainer = _trainer(model, _stage_args(args, stage, folder, best_by), own, stage, settings)
+            trainer = _trainer(model, _stage_args(args, stage, folder, best_by), stage, settings)
             if report is not None:
                 report_rows(trainer, RowsCallback(report, index, len(stages), stage.num_segments))
             with cast_once(model):
@@ -229,17 +232,22 @@ def train_curriculum(
     return done
 
 
+def _check_lanes(stage: Stage) -> None:
+    if stage.carried is None:
+        return
+    if not isinstance(stage.examples, TaskExamples):
+        raise ConfigError("carried lanes are made from tasks; give examples=TaskExamples(…), or leave carried out")
+    check_endless(stage.examples.max_tokens, stage.examples.question_apart)
+
+
 def _trainer(
-    model: RecurrentMemoryModel,
-    args: TrainingArguments,
-    examples: SegmentedExamples,
-    stage: Stage,
-    settings: dict[str, Any],
+    model: RecurrentMemoryModel, args: TrainingArguments, stage: Stage, settings: dict[str, Any]
 ) -> RecurrentMemoryTrainer:
+    examples = stage.examples
+    assert examples is not None, "those of the training, if it has none of its own"
     if stage.carried is None:
         return RecurrentMemoryTrainer(model, args, examples=examples, **settings)
-    if not isinstance(examples, TaskExamples):
-        raise ConfigError("carried lanes are made from tasks; give examples=TaskExamples(…), or leave carried out")
+    assert isinstance(examples, TaskExamples), "_check_lanes has looked"
     return LaneTrainer(model, args, examples=examples, carried=stage.carried, **settings)
 
 

@@ -21,7 +21,6 @@ from ..config import MemoryConfig
 from ..errors import ConfigError, RecipeError
 from ..model import RecurrentMemoryModel
 from ..models import SHIPPED
-from ..tasks.registry import load_task
 from .beginning import Beginning, begin_with_backbone, begin_with_model
 from .curriculum import Curriculum, Stage, StageResult, train_curriculum
 from .examples import SegmentedExamples
@@ -31,6 +30,7 @@ from .reporting import Report
 from .settings import Strict, load_settings
 from .sharding import shard_layers, whole_weights
 from .task_examples import TaskExamples
+from .task_lanes import check_endless
 from .task_recipe import TaskRecipe
 from .text_examples import TextExamples
 from .text_recipe import TextRecipe
@@ -141,10 +141,12 @@ class Experiment(Strict):
     @model_validator(mode="after")
     def _tasks_of_stages_are_valid(self) -> Self:
         for stage in self.stages:
-            if stage.task and self.task is None:
+            if self.task is not None:
+                task = self.task.changed(stage.task)
+                if stage.carried is not None:
+                    check_endless(task.max_tokens, task.question_apart)
+            elif stage.task:
                 raise ConfigError("a stage has a task of its own, the experiment none; leave it out, or give both")
-            if stage.task and self.task is not None:
-                self.task.changed(stage.task)
         return self
 
     @model_validator(mode="after")
@@ -250,11 +252,10 @@ def make_examples(experiment: Experiment, beginning: Beginning) -> TaskExamples:
     if beginning.family == "encoder" and form != "class":
         raise RecipeError("backbone_task: an encoder learns a task with backbone_task: sequence-classification")
     return TaskExamples(
-        tuple(load_task(name, **task.options) for name in task.name),
-        load_noise(task.noise, task.noise_chars, experiment.seed),
-        beginning.tokenizer(),
-        beginning.segment_length,
-        form,
+        noise=load_noise(task.noise, task.noise_chars, experiment.seed),
+        tokenizer=beginning.tokenizer(),
+        segment_length=beginning.segment_length,
+        form=form,
         **task.settings(),
     )
 
@@ -270,9 +271,7 @@ def with_own_tasks(curriculum: Curriculum, experiment: Experiment, examples: Tas
     for index, recipe in enumerate(experiment.stages):
         if not recipe.task or experiment.task is None:
             continue
-        task = experiment.task.changed(recipe.task)
-        tasks = tuple(load_task(name, **task.options) for name in task.name)
-        own = replace(examples, tasks=tasks, **task.settings())
+        own = replace(examples, **experiment.task.changed(recipe.task).settings())
         if own.classes != examples.classes:
             raise RecipeError(
                 f"stages.{index}.task: its answers {own.classes} are not those of the task, {examples.classes}, "
@@ -320,7 +319,7 @@ def run_experiment(
         RecipeError: if there is a training already and `resume` is not set, or the loss stops being a number.
     """
     set_seed(experiment.seed)
-    beginning, tokenizer = begin(experiment), None
+    beginning, tokenizer, curriculum = begin(experiment), None, experiment.plan()
     eval_examples: SegmentedExamples | None = None
     if examples is None:
         tokenizer = beginning.tokenizer()
@@ -328,9 +327,8 @@ def run_experiment(
             examples, eval_examples = make_text_examples(experiment, beginning)
         else:
             examples = make_examples(experiment, beginning)
-    curriculum, classes = experiment.plan(), ()
-    if isinstance(examples, TaskExamples):
-        curriculum, classes = with_own_tasks(curriculum, experiment, examples), examples.classes
+            curriculum = with_own_tasks(curriculum, experiment, examples)
+    classes = examples.classes if isinstance(examples, TaskExamples) else ()
     model = beginning.build(classes, experiment.num_labels)
     lora = experiment.lora
     choose_trained(model, experiment.trained, lora.build() if lora is not None else None)

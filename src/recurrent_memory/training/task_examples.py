@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -39,8 +38,8 @@ class TaskExamples:
         hard_noise: How often the noise of an example is made of passages around words that facts are made of (hard negatives),
             0…1.
         max_tokens: The most tokens of a text; None: as many as its segments hold.
-        question_apart: Whether the question has a segment of its own; False: it goes on in the text's last segment, where the
-            model sees what is there as well as its memory.
+        question_apart: Whether the question has a segment of its own; False: it goes on in the text's last segment, as far as
+            there is room, where the model sees what is there as well as its memory.
 
     Raises:
         ConfigError: if a classifier is to learn a task with open answers.
@@ -84,7 +83,8 @@ class TaskExamples:
             ConfigError: if the facts of a task do not fit into so many segments.
         """
         task = self.tasks[rng.randrange(len(self.tasks))]
-        length = most = min(self.segment_length * num_segments, self.max_tokens or sys.maxsize)
+        whole = self.segment_length * num_segments
+        length = most = whole if self.max_tokens is None else min(whole, self.max_tokens)
         if rng.random() < self.partial:
             length -= rng.randrange(min(self.segment_length, most))
         for tokens in (length, most):  # in a text cut short the facts may not fit

@@ -51,6 +51,19 @@ class Carried:
             )
 
 
+def check_endless(max_tokens: int | None, question_apart: bool) -> None:
+    """Refuse what lanes cannot have.
+
+    Raises:
+        ConfigError: if texts are to end, or questions to be part of them.
+    """
+    if max_tokens is not None or not question_apart:
+        raise ConfigError(
+            f"max_tokens={max_tokens}, question_apart={question_apart}: carried lanes have texts without end, and their "
+            "questions apart; leave these out of a stage with carried lanes"
+        )
+
+
 @dataclass(slots=True)
 class _Life:
     """What is left of a lane in a checkpoint."""

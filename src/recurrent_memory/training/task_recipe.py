@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..errors import ConfigError
-from ..tasks.registry import task_names
+from ..tasks.registry import load_task, task_names
 from .settings import Strict
 
 
@@ -55,10 +55,9 @@ class TaskRecipe(Strict):
         Raises:
             ConfigError: if a setting is unknown, is not valid, or is of the noise, which is loaded once.
         """
-        for name in changes:
-            if name not in type(self).model_fields or name in ("noise", "noise_chars"):
-                allowed = sorted(set(type(self).model_fields) - {"noise", "noise_chars"})
-                raise ConfigError(f"{name!r} of the task of a stage is not one of {', '.join(allowed)}")
+        allowed = type(self).model_fields.keys() - {"noise", "noise_chars"}
+        for name in sorted(changes.keys() - allowed):
+            raise ConfigError(f"{name!r} of the task of a stage is not one of {', '.join(sorted(allowed))}")
         try:
             return TaskRecipe.model_validate({**self.model_dump(), **changes})
         except ValidationError as error:
@@ -67,5 +66,10 @@ class TaskRecipe(Strict):
             raise ConfigError(f"the task of a stage: {where}: {first['msg']}") from error
 
     def settings(self) -> dict[str, Any]:
-        """What `TaskExamples` is told of it, besides tasks and noise."""
-        return self.model_dump(include={"partial", "boundary", "hard_noise", "max_tokens", "question_apart"})
+        """What `TaskExamples` is told of it, all but the noise.
+
+        Raises:
+            ConfigError: if a task does not take the options.
+        """
+        told = {"partial", "boundary", "hard_noise", "max_tokens", "question_apart"}
+        return {"tasks": tuple(load_task(name, **self.options) for name in self.name), **self.model_dump(include=told)}
