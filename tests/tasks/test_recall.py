@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 
+from recurrent_memory.errors import ConfigError
 from recurrent_memory.tasks.base import Task
 from recurrent_memory.tasks.recall import Detect, Memorize, Reason
 from recurrent_memory.tasks.whereabouts import PLACES
@@ -47,3 +49,29 @@ def test_either_fact_of_reason_is_asked_for() -> None:
     rng = random.Random(6)
     asked = Counter(Reason().draw(rng).supporting for _ in range(1000))
     assert all(400 < asked[index,] < 600 for index in range(2)), asked
+
+
+def test_some_directions_of_reason_may_be_asked_for_more_often() -> None:
+    task = Reason(directions={"north": 4, "south": 1, "east": 1})
+    rng, asked, told = random.Random(7), Counter[str](), Counter[str]()
+    for _ in range(1200):
+        sample = task.draw(rng)
+        assert solve(sample.facts, sample.question) == {sample.answer}
+        ways = [fact.split()[3] for fact in sample.facts]
+        asked[ways[sample.supporting[0]]] += 1
+        told.update(ways)
+    assert set(asked) == {"north", "south", "east"}
+    assert all(abs(asked[way] - 200 * weight) < 68 for way, weight in (("north", 4), ("south", 1), ("east", 1))), asked
+    assert told["west"] > 50
+
+
+@pytest.mark.parametrize("directions", ["north", ["north"], {}, {"up": 1}])
+def test_directions_of_reason_that_there_are_not_are_refused(directions: Any) -> None:
+    with pytest.raises(ConfigError, match="must give weights of some of north, south, east, west"):
+        Reason(directions=directions)
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("inf"), float("nan"), "4"])
+def test_weights_of_directions_are_numbers_above_0(weight: Any) -> None:
+    with pytest.raises(ConfigError, match="must be numbers above 0"):
+        Reason(directions={"north": 1, "south": weight})

@@ -5,10 +5,14 @@ Bulatov et al.: Scaling Transformer to 1M tokens and beyond with RMT (arXiv:2304
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
-from .babi.relations import draw_relations
+from ..errors import ConfigError
+from .babi.relations import OPPOSITES, draw_relations
 from .base import Placement, Sample
 from .whereabouts import PLACES, draw_fact, question
 
@@ -55,6 +59,12 @@ class Reason:
     Args:
         converse: Whether a question may go the other way than its fact ("What is the garden south of?" where the office was said
             to be north of the garden), as in bAbI; False: it is always in the words of the fact.
+        directions: How often each direction is asked for, as weights: with `{"north": 4, "south": 1}` four questions of five are
+            for what was said to be north of something. To begin a curriculum with: what is worth keeping is then known while the
+            text is read, and no longer even. None: all alike.
+
+    Raises:
+        ConfigError: if there is no such direction, or a weight is not above 0.
 
     Example:
         >>> sample = Reason().draw(random.Random(1))
@@ -63,10 +73,24 @@ class Reason:
     """
 
     converse: bool = True
+    directions: Mapping[str, float] | None = None
     name: str = "reason"
     answers: tuple[str, ...] | None = PLACES
     placement: Placement = "anywhere"
 
+    def __post_init__(self) -> None:
+        given: Any = self.directions
+        if given is None:
+            return
+        if not isinstance(given, Mapping) or not given or not set(given) <= OPPOSITES.keys():
+            raise ConfigError(
+                f"directions={given!r} of task 'reason' must give weights of some of {', '.join(OPPOSITES)}, such as "
+                "{north: 4, south: 1}"
+            )
+        weights = list(cast(Mapping[str, Any], given).values())
+        if not all(isinstance(weight, int | float) and 0 < weight < math.inf for weight in weights):
+            raise ConfigError(f"directions={given!r} of task 'reason': weights must be numbers above 0")
+
     def draw(self, rng: random.Random) -> Sample:
         """Two relations of three places in a line, and a question for one."""
-        return draw_relations(rng, self.converse)
+        return draw_relations(rng, self.converse, self.directions)

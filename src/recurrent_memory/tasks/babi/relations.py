@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 from ..base import Sample
 from ..whereabouts import PLACES
@@ -13,7 +14,7 @@ OPPOSITES = {"north": "south", "south": "north", "east": "west", "west": "east"}
 _MIDDLE_AS_SUBJECT = (0.437, 0.456, 0.107)
 
 
-def draw_relations(rng: random.Random, converse: bool = True) -> Sample:
+def draw_relations(rng: random.Random, converse: bool = True, directions: Mapping[str, float] | None = None) -> Sample:
     """Two facts and a question, as the published files of task 4 have them.
 
     The question is for the subject of one of the facts, in its direction ("What is west of the kitchen?") or in the
@@ -22,12 +23,27 @@ def draw_relations(rng: random.Random, converse: bool = True) -> Sample:
     Args:
         rng: Draws all.
         converse: Whether it may be in the other direction.
+        directions: How often each direction of a fact is asked for, as weights; None: all alike.
 
     Example:
         >>> sample = draw_relations(random.Random(0))
         >>> sample.answer in sample.facts[sample.supporting[0]]
         True
     """
+    wanted = rng.choices(list(directions), list(directions.values()))[0] if directions else None
+    while True:
+        facts, asked = _draw_facts(rng), rng.randrange(2)
+        subject, direction, other = facts[asked]
+        if wanted in (None, direction):
+            break
+    forms = (f"What is {direction} of the {other}?", f"What is the {other} {OPPOSITES[direction]} of?")
+    sentences = tuple(f"The {a} is {way} of the {b}." for a, way, b in facts)
+    form = rng.choice(forms)
+    return Sample(sentences, form if converse else forms[0], subject, (asked,), PLACES)
+
+
+def _draw_facts(rng: random.Random) -> list[tuple[str, str, str]]:
+    """Subject, direction and the other place of both facts, in the order in which they are told."""
     first, middle, last = rng.sample(PLACES, 3)
     to_first = rng.choice(tuple(OPPOSITES))
     sides = [(first, to_first), (last, OPPOSITES[to_first])]
@@ -35,13 +51,7 @@ def draw_relations(rng: random.Random, converse: bool = True) -> Sample:
     num_subjects = rng.choices((0, 1, 2), _MIDDLE_AS_SUBJECT)[0]
     middle_is_subject = [index < num_subjects for index in range(2)]
     rng.shuffle(middle_is_subject)
-    facts = [
+    return [
         (middle, OPPOSITES[direction], place) if is_subject else (place, direction, middle)
         for (place, direction), is_subject in zip(sides, middle_is_subject, strict=True)
     ]
-    asked = rng.randrange(2)
-    subject, direction, other = facts[asked]
-    forms = (f"What is {direction} of the {other}?", f"What is the {other} {OPPOSITES[direction]} of?")
-    sentences = tuple(f"The {a} is {way} of the {b}." for a, way, b in facts)
-    form = rng.choice(forms)
-    return Sample(sentences, form if converse else forms[0], subject, (asked,), PLACES)
