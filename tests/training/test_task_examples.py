@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +14,11 @@ from recurrent_memory.errors import ConfigError
 from recurrent_memory.inference.asking import question_ids
 from recurrent_memory.tasks.base import Placement, Sample
 from recurrent_memory.tasks.registry import load_task
-from recurrent_memory.training.examples import collate
+from recurrent_memory.training.examples import DrawnBatches, collate, held_out
 from recurrent_memory.training.task_examples import TaskExamples, answers_of
 from tiny_models import S, prose, tiny_model, tiny_tokenizer
 
+PLAIN = [["Words went by in rows of six. " * 200]]
 NOISE = [[prose(60, seed=1), prose(5, seed=2)], [prose(200, seed=3)]]
 
 
@@ -153,3 +155,53 @@ def test_without_hard_noise_nothing_is_drawn_for_it() -> None:
     example = examples("detect").draw(random.Random(0), 2)
     assert example == examples("detect", hard_noise=0.0).draw(random.Random(0), 2)
     assert example != examples("detect", hard_noise=1.0).draw(random.Random(0), 2)
+
+
+@pytest.mark.parametrize("form", ["text", "class", "target"])
+@pytest.mark.parametrize("name", ["memorize", "detect"])
+def test_some_texts_are_without_their_facts_and_all_else_is_as_it_was(name: str, form: Any) -> None:
+    tokenizer, labels = tiny_tokenizer(), Counter[str]()
+    made = TaskExamples((load_task(name),), PLAIN, tokenizer, 4 * S, unanswerable=0.25, form=form)
+    for seed in range(200):
+        example = made.draw(random.Random(seed), 2)
+        if not example.get("unanswerable"):
+            continue
+        length = example["text_length"]
+        assert " the " not in tokenizer.decode(example["input_ids"][:length]), "every fact has one"
+        label = example["labels"]
+        answer = (
+            made.classes[label] if isinstance(label, int) else tokenizer.decode([i for i in label if i > 0]).strip()
+        )
+        labels[answer.removesuffix(tokenizer.eos_token)] += 1
+    # 200 of 0.25: four standard deviations are 24. Each of six answers, 8 of them: 11.
+    assert 26 <= labels.total() <= 74
+    assert set(labels) == set(load_task(name).answers or ())
+    assert max(labels.values()) <= 20
+
+
+def test_without_unanswerable_texts_nothing_is_drawn_for_them_and_others_have_their_facts() -> None:
+    assert examples("detect").draw(random.Random(0), 2) == examples("detect", unanswerable=0.0).draw(
+        random.Random(0), 2
+    )
+    made = TaskExamples((load_task("detect"),), PLAIN, tiny_tokenizer(), 4 * S, unanswerable=0.5)
+    drawn = [made.draw(random.Random(seed), 2) for seed in range(40)]
+    whole = [example for example in drawn if not example.get("unanswerable")]
+    assert 8 <= len(whole) <= 32
+    assert all(" the " in tiny_tokenizer().decode(example["input_ids"]) for example in whole)
+
+
+def test_what_accuracy_is_measured_on_is_answerable() -> None:
+    made = examples("detect", unanswerable=0.9)
+    assert not any(held_out(made, 0, 2, index).get("unanswerable") for index in range(20))
+    plain = examples("detect")
+    assert held_out(plain, 0, 2, 3) == plain.draw(random.Random("0/held-out/2/3"), 2)
+
+
+def test_candidates_of_a_place_are_all_answerable_or_none() -> None:
+    batches = DrawnBatches(
+        examples("detect", unanswerable=0.3), seed=0, num_steps=20, batch_size=8, num_segments=2, candidates=4
+    )
+    kinds = [{bool(example.get("unanswerable")) for example in batches[index]} for index in range(len(batches))]
+    assert all(len(kind) == 1 for kind in kinds)
+    # 160 places of 0.3: four standard deviations are 23. Of the hardest of four, were they mixed, it would be 122.
+    assert 25 <= sum(kind == {True} for kind in kinds) <= 71

@@ -237,7 +237,8 @@ def _check_lanes(stage: Stage) -> None:
         return
     if not isinstance(stage.examples, TaskExamples):
         raise ConfigError("carried lanes are made from tasks; give examples=TaskExamples(…), or leave carried out")
-    check_endless(stage.examples.max_tokens, stage.examples.question_apart)
+    made = stage.examples
+    check_endless(made.max_tokens, made.question_apart, made.unanswerable)
 
 
 def _trainer(

@@ -27,11 +27,13 @@ class Example(TypedDict):
         labels: Decoders and masked LM: one for each token, -100 where there is no loss (not shifted; the model does that).
             Classification: the class. Encoder–decoders: what the decoder is to write.
         text_length: Tokens before the question, which begins a segment of its own; without it, there is no question.
+        unanswerable: Whether the answer is not in the text.
     """
 
     input_ids: list[int]
     labels: list[int] | int
     text_length: NotRequired[int]
+    unanswerable: NotRequired[bool]
 
 
 class SegmentedExamples(Protocol):
@@ -53,7 +55,8 @@ class DrawnBatches(Dataset[list[Example]]):
         num_segments: The largest number of segments of an example.
         random_num_segments: Whether every step draws a number from 1 to `num_segments`, the same for its whole batch;
             else all examples have `num_segments`.
-        candidates: How many examples are drawn for each place of a batch.
+        candidates: How many examples are drawn for each place of a batch. All of a place are answerable or none: of both the
+            unanswerable would always be the hardest.
         first_step: The number of the first step, that no two stages of a training draw the same.
     """
 
@@ -90,12 +93,21 @@ class DrawnBatches(Dataset[list[Example]]):
         step = index // self.batch_size
         rng = random.Random(f"{self._name(step)}/{index % self.batch_size}")
         number = self.num_segments_at(step)
-        return [self.examples.draw(rng, number) for _ in range(self.candidates)]
+        drawn = [self.examples.draw(rng, number) for _ in range(self.candidates)]
+        first = _is_answerable(drawn[0])
+        return [example if _is_answerable(example) == first else drawn[0] for example in drawn]
 
 
 def held_out(examples: SegmentedExamples, seed: int, num_segments: int, index: int) -> Example:
-    """Example `index` of those that accuracy is measured on; never one of a training's, whose seeds have other names."""
-    return examples.draw(random.Random(f"{seed}/held-out/{num_segments}/{index}"), num_segments)
+    """Example `index` of those that accuracy is measured on, answerable, and never one of a training, whose seeds have other names."""
+    rng = random.Random(f"{seed}/held-out/{num_segments}/{index}")
+    while not _is_answerable(example := examples.draw(rng, num_segments)):
+        pass
+    return example
+
+
+def _is_answerable(example: Example) -> bool:
+    return not example.get("unanswerable", False)
 
 
 def unlabelled(example: Example) -> Example:

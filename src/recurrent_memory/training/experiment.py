@@ -144,7 +144,7 @@ class Experiment(Strict):
             if self.task is not None:
                 task = self.task.changed(stage.task)
                 if stage.carried is not None:
-                    check_endless(task.max_tokens, task.question_apart)
+                    check_endless(task.max_tokens, task.question_apart, task.unanswerable)
             elif stage.task:
                 raise ConfigError("a stage has a task of its own, the experiment none; leave it out, or give both")
         return self

@@ -37,6 +37,9 @@ class TaskExamples:
         boundary: Whether a fact may stand after any sentence, or any word.
         hard_noise: How often the noise of an example is made of passages around words that facts are made of (hard negatives),
             0…1.
+        unanswerable: How often the facts of an example are left out of its text, 0 ≤ … < 1. What is right then is one answer as often
+            as any other, so that a model keeps knowing nothing apart from every answer. Else it may let one answer be what an
+            empty memory says, write nothing for it, and lose it to the first words that look like another.
         max_tokens: The most tokens of a text; None: as many as its segments hold.
         question_apart: Whether the question has a segment of its own; False: it goes on in the text's last segment, as far as
             there is room, where the model sees what is there as well as its memory.
@@ -59,6 +62,7 @@ class TaskExamples:
     partial: float = 0.25
     boundary: Boundary = "sentence"
     hard_noise: float = 0.0
+    unanswerable: float = 0.0
     max_tokens: int | None = None
     question_apart: bool = True
     classes: tuple[str, ...] = field(init=False)
@@ -93,6 +97,9 @@ class TaskExamples:
             except ConfigError:
                 continue
             window = NoiseWindow(self._noise(rng), self._tokenizer, piece_chars=8 * tokens)
+            if self.unanswerable and rng.random() < self.unanswerable:
+                asked = self.asked(window.slice(0, tokens).tolist(), self.ending(sample))
+                return {**asked, "unanswerable": True}
             text = SampleText(window, sample.facts, targets, self.boundary, limit)
             return self.asked(text.slice(0, tokens).tolist(), self.ending(sample))
         raise ConfigError(

@@ -51,16 +51,17 @@ class Carried:
             )
 
 
-def check_endless(max_tokens: int | None, question_apart: bool) -> None:
+def check_endless(max_tokens: int | None, question_apart: bool, unanswerable: float) -> None:
     """Refuse what lanes cannot have.
 
     Raises:
-        ConfigError: if texts are to end, or questions to be part of them.
+        ConfigError: if texts are to end, or to be without their facts, or questions to be part of them.
     """
-    if max_tokens is not None or not question_apart:
+    if max_tokens is not None or not question_apart or unanswerable:
         raise ConfigError(
-            f"max_tokens={max_tokens}, question_apart={question_apart}: carried lanes have texts without end, and their "
-            "questions apart; leave these out of a stage with carried lanes"
+            f"max_tokens={max_tokens}, question_apart={question_apart}, unanswerable={unanswerable}: carried lanes have texts "
+            "without end, their facts in them and their questions apart; leave these out of a stage with carried lanes, or give "
+            "it a task of its own, {max_tokens: null, question_apart: true, unanswerable: 0}"
         )
 
 

@@ -22,6 +22,8 @@ class TaskRecipe(Strict):
         partial: How often the last segment of a text is cut short, 0…1.
         boundary: "sentence" or "word": after which a fact may stand.
         hard_noise: How often an example's noise is made of passages around words that facts are made of, 0…1.
+        unanswerable: How often the facts are left out of an example's text, 0 ≤ … < 1, so that knowing nothing is kept apart from every
+            answer. The training's accuracy counts these, the held-out one has none.
         max_tokens: The most tokens of a text, facts included; None: as many as its segments hold.
         question_apart: Whether the question has a segment of its own; False: it goes on in the last one of the text.
     """
@@ -33,6 +35,7 @@ class TaskRecipe(Strict):
     partial: float = Field(0.25, ge=0, le=1)
     boundary: Literal["sentence", "word"] = "sentence"
     hard_noise: float = Field(0.0, ge=0, le=1)
+    unanswerable: float = Field(0.0, ge=0, lt=1)
     max_tokens: int | None = Field(None, ge=1)
     question_apart: bool = True
 
@@ -71,5 +74,5 @@ class TaskRecipe(Strict):
         Raises:
             ConfigError: if a task does not take the options.
         """
-        told = {"partial", "boundary", "hard_noise", "max_tokens", "question_apart"}
+        told = {"partial", "boundary", "hard_noise", "unanswerable", "max_tokens", "question_apart"}
         return {"tasks": tuple(load_task(name, **self.options) for name in self.name), **self.model_dump(include=told)}
