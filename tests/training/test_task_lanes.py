@@ -12,7 +12,7 @@ import torch
 from recurrent_memory import RecurrentMemoryModel
 from recurrent_memory.errors import ConfigError, RecipeError
 from recurrent_memory.tasks.registry import load_task
-from recurrent_memory.training.bptt import Backpropagation, backpropagate
+from recurrent_memory.training.bptt import Backpropagation, backpropagate, measure
 from recurrent_memory.training.curriculum import Curriculum, Stage, train_curriculum
 from recurrent_memory.training.lane_trainer import LaneTrainer
 from recurrent_memory.training.task_examples import TaskExamples
@@ -47,7 +47,7 @@ def lanes_of(model: RecurrentMemoryModel, carried: Carried, **settings: Any) -> 
 
 def test_what_is_carried_is_the_memory_of_the_text_without_its_questions() -> None:
     model = model_of().double()
-    lanes = lanes_of(model, Carried(lifetime=1e9, drop_lost=False, first_segments=3))
+    lanes = lanes_of(model, Carried(lifetime=1e9, drop_lost=False, first_segments=3, spread=False))
     texts: list[list[int]] = [[], [], []]
     breaks: list[list[int]] = [[], [], []]
     for step in range(6):
@@ -69,7 +69,7 @@ def test_what_is_carried_is_the_memory_of_the_text_without_its_questions() -> No
 
 def test_the_fact_stands_in_the_first_segments_and_is_asked_in_every_step() -> None:
     model = model_of()
-    lanes = lanes_of(model, Carried(lifetime=1e9, drop_lost=False, first_segments=3))
+    lanes = lanes_of(model, Carried(lifetime=1e9, drop_lost=False, first_segments=3, spread=False))
     said = lanes.next(0)[0]
     text = tiny_tokenizer().decode(said["input_ids"][0, : int(said["text_lengths"][0])])
     answers = []
@@ -85,7 +85,12 @@ def test_the_fact_stands_in_the_first_segments_and_is_asked_in_every_step() -> N
 
 def test_lanes_end_at_random_and_when_they_were_wrong() -> None:
     model = model_of()
-    for carried, ended in ((Carried(1.0, drop_lost=False), 3), (Carried(1e9), 3), (Carried(1e9, drop_lost=False), 0)):
+    for carried, ended in (
+        (Carried(1.0, drop_lost=False), 3),
+        (Carried(1e9), 3),
+        (Carried(1e9, drop_lost=False, spread=False), 0),
+        (Carried(1e9, drop_lost=False), 1),  # the first lane, in every step
+    ):
         lanes = lanes_of(model, carried)  # nothing learned: every answer is wrong
         batch, state = lanes.next(0)
         lanes.finish(0, backpropagate(model, **batch, memory_state=state, method=Backpropagation()))
@@ -93,6 +98,19 @@ def test_lanes_end_at_random_and_when_they_were_wrong() -> None:
         _, state = lanes.next(1)
         fresh = model.initial_state(3)
         assert torch.equal(state.memory, fresh.memory) == (ended == 3)
+        assert torch.equal(state.memory[0], fresh.memory[0]) == (ended > 0)
+
+
+def test_lifetimes_are_spread_over_the_lanes() -> None:
+    model = model_of()
+    lanes = lanes_of(model, Carried(200.0, drop_lost=False), num_lanes=3)  # of a step, of ten, of a hundred
+    for step in range(300):
+        batch, state = lanes.next(step)
+        lanes.finish(step, measure(model, **batch, memory_state=state))
+    first, second, third = (life["number"] for life in lanes.standing()["lives"])
+    assert first == 300
+    assert 12 <= second <= 52  # 30, of a standard deviation of 5.2
+    assert third <= 10  # 3, of 1.7
 
 
 def test_a_question_longer_than_a_segment_is_named() -> None:

@@ -38,10 +38,11 @@ class CarriedRecipe(Strict):
     lifetime: float = Field(1000.0, ge=1)
     drop_lost: bool = True
     first_segments: int = Field(4, ge=1)
+    spread: bool = True
 
     def build(self) -> Carried:
         """How lanes are carried."""
-        return Carried(self.lifetime, self.drop_lost, self.first_segments)
+        return Carried(self.lifetime, self.drop_lost, self.first_segments, self.spread)
 
 
 class StageRecipe(Strict):

@@ -35,6 +35,9 @@ class Carried:
         lifetime: The mean number of segments that a lane lives for, where nothing else ends it.
         drop_lost: Whether a lane whose answer was wrong begins a new text.
         first_segments: The facts stand in so many first segments; they are asked for after these, and then in every step.
+        spread: Whether mean lifetimes go, evenly in their logarithm, from one step for the first lane up to `lifetime` for the
+            last, so that facts of every age are asked for, and writing them is not forgotten for keeping them; else all lanes have
+            the same.
 
     Raises:
         ConfigError: if a number is below 1.
@@ -43,12 +46,28 @@ class Carried:
     lifetime: float = 1000.0
     drop_lost: bool = True
     first_segments: int = 4
+    spread: bool = True
 
     def __post_init__(self) -> None:
         if self.lifetime < 1 or self.first_segments < 1:
             raise ConfigError(
                 f"lifetime={self.lifetime} and first_segments={self.first_segments} of carried lanes must be at least 1"
             )
+
+    def chance_to_end(self, lane: int, num_lanes: int, num_segments: int) -> float:
+        """How likely it is, in a step, that a lane ends.
+
+        Args:
+            lane: Its place, 0 … num_lanes − 1.
+            num_lanes: How many there are.
+            num_segments: Segments of a step.
+
+        Example:
+            >>> [round(Carried(lifetime=400).chance_to_end(lane, 3, 4), 6) for lane in range(3)]
+            [1.0, 0.1, 0.01]
+        """
+        share = lane / (num_lanes - 1) if self.spread and num_lanes > 1 else 1.0
+        return min(1.0, (num_segments / self.lifetime) ** share)
 
 
 def check_endless(max_tokens: int | None, question_apart: bool, unanswerable: float) -> None:
@@ -185,7 +204,8 @@ class TaskLanes:
         self.mean_age = sum(lane.life.tokens for lane in self._lanes) / len(self._lanes) / self._length
         for index, (number, lane) in enumerate(zip(self._numbers, self._lanes, strict=True)):
             rng = random.Random(f"{self._seed}/{number}/{step}/end")
-            ends = rng.random() < self._num_segments / self._carried.lifetime
+            chance = self._carried.chance_to_end(index, len(self._lanes), self._num_segments)
+            ends = rng.random() < chance
             self._fresh[index] = ends or (self._carried.drop_lost and wrong[index])
             if self._fresh[index]:
                 lane.renew()
