@@ -42,6 +42,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..model import RecurrentMemoryModel
 from ..state import MemoryState
+from .keeping import Keep
 from .random_state import RandomState
 from .unroll import Cell, Unrolling
 
@@ -91,6 +92,7 @@ class Outcome:
         row_losses: `[B]` the sum of the cross-entropies of each row; 0 where labels are not classes.
         num_labels: Labels in the batch.
         memory_state: The state after the texts, cut from the graph.
+        kept: `[]` the loss that the memory stays as it is (`Keep`), which is not part of `loss`; 0 where it is not wanted.
     """
 
     loss: Float[Tensor, ""]
@@ -99,6 +101,7 @@ class Outcome:
     row_losses: Float[Tensor, " B"]
     num_labels: int
     memory_state: MemoryState
+    kept: Float[Tensor, ""]
 
 
 def backpropagate(
@@ -112,6 +115,7 @@ def backpropagate(
     method: Backpropagation,
     num_items_in_batch: Tensor | int | None = None,
     loss_scale: Tensor | float = 1.0,
+    keep: Keep | None = None,
     autocast: Autocast = nullcontext,
 ) -> Outcome:
     """Read a batch of texts and add the gradients of its loss to `.grad` of the parameters.
@@ -129,6 +133,7 @@ def backpropagate(
         num_items_in_batch: What the sum over the labels is divided by; None: by their number.
         loss_scale: A factor on the gradients, not on the loss that is returned (of a `GradScaler`, or of gradient
             accumulation).
+        keep: In which rows the memory is to stay as it is, a loss of its own; None: in none.
         autocast: Makes the context in which the forward passes run.
 
     Raises:
@@ -139,7 +144,7 @@ def backpropagate(
         >>> outcome = backpropagate(model, ids, labels, method=Backpropagation("recompute"))
         >>> optimizer.step()
     """
-    text = Unrolling(model, input_ids, labels, attention_mask, memory_state, num_items_in_batch, text_lengths)
+    text = Unrolling(model, input_ids, labels, attention_mask, memory_state, num_items_in_batch, text_lengths, keep)
     run = _Run(text, loss_scale, autocast)
     if method.kind == "recompute":
         tensors = _recompute(run)
@@ -180,6 +185,7 @@ class _Run:
         self.text, self.loss_scale, self.autocast = text, loss_scale, autocast
         device = text.text.input_ids.device
         self.losses: list[Tensor] = []
+        self.kept = torch.zeros((), device=device)
         self.num_right = torch.zeros((), dtype=torch.long, device=device)
         self.num_wrong = torch.zeros_like(text.folds)
         self.row_losses = torch.zeros(len(text.folds), dtype=torch.float32, device=device)
@@ -190,6 +196,8 @@ class _Run:
             return self.text.cell(index, tensors, with_head=with_head)
 
     def count(self, cell: Cell) -> None:
+        if cell.kept is not None:
+            self.kept = self.kept + cell.kept.detach()
         if (
             cell.loss is not None
             and cell.num_right is not None
@@ -204,7 +212,7 @@ class _Run:
     def outcome(self, tensors: dict[str, Tensor]) -> Outcome:
         loss = torch.stack(self.losses).sum() if self.losses else torch.zeros((), device=self.device)
         state = self.text.final_state(tensors)
-        return Outcome(loss, self.num_right, self.num_wrong, self.row_losses, self.text.num_labels, state)
+        return Outcome(loss, self.num_right, self.num_wrong, self.row_losses, self.text.num_labels, state, self.kept)
 
 
 def _full(run: _Run) -> dict[str, Tensor]:
@@ -213,7 +221,7 @@ def _full(run: _Run) -> dict[str, Tensor]:
         with torch.set_grad_enabled(index <= run.text.last_loss):
             cell = run.read(index, tensors)
         run.count(cell)
-        losses += [cell.loss] if cell.loss is not None else []
+        losses += [cell.objective] if cell.objective is not None else []
         tensors = cell.tensors
     if losses:
         (torch.stack(losses).sum() * run.loss_scale).backward()
@@ -241,7 +249,7 @@ def _recompute(run: _Run) -> dict[str, Tensor]:
             after = RandomState.now(run.device)
             boundaries.append(_detached(cell.tensors))
         run.count(cell)
-        _Held(inputs, cell.tensors, _scaled(cell.loss, run.loss_scale), adjoints).settle()
+        _Held(inputs, cell.tensors, _scaled(cell.objective, run.loss_scale), adjoints).settle()
         adjoints = {name: tensor.grad for name, tensor in inputs.items() if index and tensor.grad is not None}
     after.restore()
     run.losses.reverse()  # summed in the order of the text, as the other kinds do
@@ -257,8 +265,8 @@ def _truncated(run: _Run, window: int) -> dict[str, Tensor]:
         with torch.set_grad_enabled(any(has_loss[index : index + window])):
             cell = run.read(index, inputs)
         run.count(cell)
-        held.append(_Held(inputs, cell.tensors, _scaled(cell.loss, run.loss_scale), {}))
-        if cell.loss is not None:
+        held.append(_Held(inputs, cell.tensors, _scaled(cell.objective, run.loss_scale), {}))
+        if cell.objective is not None:
             _send_back(held)
         if len(held) == window:
             held.popleft().settle()

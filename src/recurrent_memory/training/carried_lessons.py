@@ -21,12 +21,12 @@ from ..state import MemoryState
 from ..tasks.whereabouts import PEOPLE, PLACES, question
 from .carried_lanes import CarriedLanes
 from .carried_progress import Progress, average
+from .keeping import MARGIN, change_of
 from .lanes import Lane
 from .probes import BindingProbe, MemoryProbe, first_layer
 from .recipe import Stage
 
 OLD_SEGMENTS = 10
-KEEP_MARGIN = 0.5
 
 
 class Lessons:
@@ -145,12 +145,10 @@ class Lessons:
 
     def _kept_loss(self, stage: Stage, memory: Tensor, before: Tensor, quiet: Tensor) -> Tensor:
         """That a memory stays as it was before a segment with no fact in it."""
-        moved = (memory - before).pow(2).mean()
-        change = moved
-        if self._carried is not None:  # signs: that every number stays on its side, by a margin
-            change = (KEEP_MARGIN - self._carried[quiet] * before.sign()).relu().mean()
-        self.progress.moved = average(self.progress.moved, float(moved.detach()))
-        return stage.keep * change / stage.num_segments
+        moved = (memory.detach() - before).square().mean()
+        self.progress.moved = average(self.progress.moved, float(moved))
+        hidden = self._carried[quiet] if self._carried is not None else None
+        return stage.keep * change_of(hidden, before, memory) / stage.num_segments
 
     def _sparse_loss(self, stage: Stage, before: Tensor, told: Tensor) -> Tensor:
         """That a segment with a fact turns over bits of few memory tokens: the mean of the tokens' norms, a group lasso.
@@ -160,7 +158,7 @@ class Lessons:
         """
         if self._carried is None:
             raise RecipeError("sparse is for memories of signs, which this model's is not; leave it out of the recipe")
-        turned = (KEEP_MARGIN - self._carried[told] * before.sign()).relu()
+        turned = (MARGIN - self._carried[told] * before.sign()).relu()
         return stage.sparse * (turned.mean(-1) + 1e-4).sqrt().mean() / stage.num_segments
 
     def _draw_questions(self, stage: Stage, carried: CarriedLanes) -> list[tuple[int, str]]:

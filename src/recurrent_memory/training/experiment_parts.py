@@ -39,10 +39,11 @@ class CarriedRecipe(Strict):
     drop_lost: bool = True
     first_segments: int = Field(4, ge=1)
     spread: bool = True
+    keep: float = Field(0.0, ge=0)
 
     def build(self) -> Carried:
         """How lanes are carried."""
-        return Carried(self.lifetime, self.drop_lost, self.first_segments, self.spread)
+        return Carried(self.lifetime, self.drop_lost, self.first_segments, self.spread, self.keep)
 
 
 class StageRecipe(Strict):

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from ..errors import ConfigError, RecipeError
 from ..model import RecurrentMemoryModel
 from .bptt import Outcome
+from .keeping import Keep, Keeper
 from .task_examples import TaskExamples
 from .task_lanes import Carried, TaskLanes
 from .trainer import RecurrentMemoryTrainer
@@ -58,6 +59,8 @@ class LaneTrainer(RecurrentMemoryTrainer):
             num_segments=num_segments,
             seed=f"{args.seed}/{first_step}" if first_step else args.seed,
         )
+        self._weight, self._keeper = carried.keep, Keeper(model) if carried.keep else None
+        self._kept: list[float] = []
         super().__init__(model, args, examples=examples, num_segments=num_segments, first_step=first_step, **settings)
         self.train_dataset = cast(Any, _Counted(args.max_steps * args.train_batch_size))
         self.data_collator = cast(Any, _collate)
@@ -68,16 +71,24 @@ class LaneTrainer(RecurrentMemoryTrainer):
         """Read the next segments of every lane, then its question; the loss and its gradients."""
         del inputs, num_items_in_batch
         batch, state = self.lanes.next(self.state.global_step)
-        return super().training_step(model, {**batch, "memory_state": state}, None)
+        keep = None
+        if self._keeper is not None:
+            keep = Keep(self._keeper, self.lanes.going_on.to(self.args.device), self._weight)
+        return super().training_step(model, {**batch, "memory_state": state, "keep": keep}, None)
 
     def _look_at(self, outcome: Outcome) -> None:
         super()._look_at(outcome)
+        if self._keeper is not None:
+            self._kept.append(float(outcome.kept))
         self.lanes.finish(self.state.global_step, outcome)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean age of the lanes, in segments."""
+        """Add the mean age of the lanes, in segments, and the loss that memories stay as they are."""
         if "loss" in logs:
             logs["mean_age"] = round(self.lanes.mean_age, 1)
+            if self._kept:
+                logs["kept"] = sum(self._kept) / len(self._kept)
+                self._kept = []
         super().log(logs, start_time)
 
     def _save_training(self, folder: Path) -> None:

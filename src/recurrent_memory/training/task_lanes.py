@@ -38,17 +38,22 @@ class Carried:
         spread: Whether mean lifetimes go, evenly in their logarithm, from one step for the first lane up to `lifetime` for the
             last, so that facts of every age are asked for, and writing them is not forgotten for keeping them; else all lanes have
             the same.
+        keep: The weight of the loss that a memory stays as it is in the steps after the first one, in which nothing is said
+            (`keeping.change_of`, its mean over segments).
 
     Raises:
-        ConfigError: if a number is below 1.
+        ConfigError: if a number is below 1, or `keep` below 0.
     """
 
     lifetime: float = 1000.0
     drop_lost: bool = True
     first_segments: int = 4
     spread: bool = True
+    keep: float = 0.0
 
     def __post_init__(self) -> None:
+        if not self.keep >= 0:
+            raise ConfigError(f"keep={self.keep} of carried lanes must be at least 0; 0 is without")
         if self.lifetime < 1 or self.first_segments < 1:
             raise ConfigError(
                 f"lifetime={self.lifetime} and first_segments={self.first_segments} of carried lanes must be at least 1"
@@ -176,6 +181,11 @@ class TaskLanes:
         self.state = model.initial_state(num_lanes)
         self._fresh = torch.ones(num_lanes, dtype=torch.bool)
         self.mean_age = 0.0
+
+    @property
+    def going_on(self) -> Tensor:
+        """`[B]` the lanes that do not begin in this step: all that there is to remember has been said."""
+        return ~self._fresh
 
     def next(self, step: int) -> tuple[dict[str, Tensor], MemoryState]:
         """The batch of a step, and the state that it goes on from.

@@ -22,6 +22,7 @@ from ..head_loss import at_least_float32, head_losses
 from ..model import RecurrentMemoryModel
 from ..segments import Segment, break_at, num_folded, rest_of
 from ..state import MemoryState
+from .keeping import Keep
 from .sharding import Lockstep, is_sharded, run_idly
 
 
@@ -36,6 +37,7 @@ class Cell:
         num_right: `[]` predictions whose most likely class is the label.
         num_wrong: `[B]` predictions of each row whose most likely class is not the label.
         row_losses: `[B]` the sum of the cross-entropies of each row, cut from the graph; 0 where labels are not classes.
+        kept: The loss that the memory of some rows stays as it is; None where that is not wanted.
     """
 
     tensors: dict[str, Tensor]
@@ -43,6 +45,14 @@ class Cell:
     num_right: Int[Tensor, ""] | None = None
     num_wrong: Int[Tensor, " B"] | None = None
     row_losses: Float[Tensor, " B"] | None = None
+    kept: Float[Tensor, ""] | None = None
+
+    @property
+    def objective(self) -> Float[Tensor, ""] | None:
+        """What gradients are taken of; None: nothing."""
+        if self.loss is None or self.kept is None:
+            return self.kept if self.loss is None else self.loss
+        return self.loss + self.kept
 
 
 class Unrolling:
@@ -63,6 +73,7 @@ class Unrolling:
         memory_state: The state to go on from. Gradients end at it.
         num_items_in_batch: What the sum over the labels is divided by; None: by their number, the loss is a mean.
         text_lengths: `[B]` tokens of each row before its question, what is pending included; None: no row has one.
+        keep: In which rows the memory is to stay as it is; None: in none.
 
     Raises:
         InputError: if the ids are out of the vocabulary, or shapes do not agree.
@@ -78,6 +89,7 @@ class Unrolling:
         memory_state: MemoryState | None = None,
         num_items_in_batch: Tensor | int | None = None,
         text_lengths: Int[Tensor, " B"] | None = None,
+        keep: Keep | None = None,
     ) -> None:
         self.model, self.view = model, model.view
         given = memory_state.detach() if memory_state is not None else None
@@ -112,6 +124,10 @@ class Unrolling:
             self.num_segments = len(self.lockstep.passes)
             self.predicts = [has_loss for _, _, has_loss in self.lockstep.own]
             self.has_loss = [has_loss for _, _, has_loss in self.lockstep.passes]
+        self.keep, self._num_kept = keep, 0
+        if keep is not None and bool(keep.rows.any()):
+            self._num_kept = int(self.folds[keep.rows].max())
+            self.has_loss = [asks or index < self._num_kept for index, asks in enumerate(self.has_loss)]
 
     def _passes(self) -> Tensor:
         """`[N, 3]`: whether a segment is folded in some row, is looked at in some, and has a loss."""
@@ -169,6 +185,10 @@ class Unrolling:
                 which may draw random numbers, is.
         """
         cell = self._read(index, tensors, with_head)
+        if self.keep is not None and index < self._num_kept:
+            active = index < self.folds
+            loss = self.keep.keeper.loss(tensors, cell.tensors, active, active & self.keep.rows)
+            cell = replace(cell, kept=self.keep.weight * loss / self._num_kept)
         return cell if self.lockstep is None else self._kept_up(index, tensors, cell, self.lockstep)
 
     def _kept_up(self, index: int, before: dict[str, Tensor], cell: Cell, lockstep: Lockstep) -> Cell:
