@@ -78,6 +78,12 @@ def test_rows_are_padded_on_the_right() -> None:
     assert classes["attention_mask"].tolist() == [[1, 1], [0, 0]]
 
 
+def test_a_batch_names_its_unanswerable_rows() -> None:
+    known, unknown = {"input_ids": [5], "labels": 1}, {"input_ids": [6], "labels": 0, "unanswerable": True}
+    assert "unanswerable" not in collate([known, {**known, "unanswerable": False}])
+    assert collate([known, unknown])["unanswerable"].tolist() == [False, True]
+
+
 def test_classes_and_lists_do_not_mix() -> None:
     with pytest.raises(InputError, match="an int in some examples of a batch and a list in others"):
         collate([{"input_ids": [5], "labels": 1}, {"input_ids": [5], "labels": [1]}])

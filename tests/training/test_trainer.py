@@ -116,6 +116,44 @@ def test_of_candidates_the_one_with_the_largest_loss_is_trained_on(
         assert inputs["num_items_in_batch"] == int((inputs["labels"][:, 1:] != -100).sum())
 
 
+class _SometimesUnanswerable:
+    """A text with its last token apart, every other time, at random, without an answer."""
+
+    def draw(self, rng: random.Random, num_segments: int) -> Any:
+        example = AnyLengthTask().draw(rng, num_segments)
+        asked = {**example, "text_length": len(example["input_ids"]) - 1}
+        return {**asked, "unanswerable": True} if rng.random() < 0.5 else asked
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_accuracy_is_that_of_answerable_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, candidates: int
+) -> None:
+    counted = list[tuple[int, int, int]]()
+
+    def spy(model: RecurrentMemoryModel, **inputs: Any) -> Any:
+        outcome = backpropagate(model, **inputs)
+        drawn = [trainer.train_dataset[4 * trainer.state.global_step + place][0] for place in range(4)]
+        answerable = torch.tensor([not example.get("unanswerable", False) for example in drawn])
+        answerable &= (inputs["labels"] != -100).any(1)
+        counted.append((int((answerable & (outcome.num_wrong == 0)).sum()), int(answerable.sum()), len(answerable)))
+        return outcome
+
+    monkeypatch.setattr(trainer_module, "backpropagate", spy)
+    trainer = trainer_of(
+        tmp_path,
+        examples=_SometimesUnanswerable(),
+        candidates=candidates,
+        max_steps=8,
+        logging_steps=1,
+        save_strategy="no",
+    )
+    trainer.train()
+    logged = [row["accuracy"] for row in trainer.state.log_history if "loss" in row]
+    assert logged == [right / max(answerable, 1) for right, answerable, _ in counted]
+    assert 0 < sum(answerable for _, answerable, _ in counted) < sum(drawn for _, _, drawn in counted)
+
+
 def test_a_checkpoint_is_safetensors_and_json_and_loads(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path)
     trainer.train()

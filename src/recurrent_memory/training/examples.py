@@ -138,7 +138,7 @@ def hardest(losses: Float[Tensor, " B*K"], candidates: int) -> Int[Tensor, " B"]
 def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
     """Examples as a batch, padded on the right: `input_ids` and `attention_mask` `[B, T]`, `labels` `[B]` or `[B, T_out]`.
 
-    `text_lengths` `[B]` is there if an example has a question.
+    `text_lengths` `[B]` is there if an example has a question, `unanswerable` `[B]` if one is without its answer.
 
     Raises:
         InputError: if some labels are classes and some are lists.
@@ -154,6 +154,8 @@ def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
     if any("text_length" in example for example in examples):
         lengths = [example.get("text_length", len(example["input_ids"])) for example in examples]
         batch["text_lengths"] = torch.tensor(lengths)
+    if not all(map(_is_answerable, examples)):
+        batch["unanswerable"] = torch.tensor([not _is_answerable(example) for example in examples])
     return batch
 
 

@@ -128,6 +128,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         for start in range(0, size * self.candidates, size):  # as many at once as are trained on at once
             part = {name: values[start : start + size] for name, values in batch.items()}
             inputs = cast(dict[str, Any], self._prepare_inputs(cast(Any, part)))
+            inputs.pop("unanswerable", None)
             losses.append(measure(self.model, **inputs, num_items_in_batch=1, autocast=self._autocast).row_losses)
         rows = hardest(torch.cat(losses), self.candidates)
         return {name: values[rows.to(values.device)] for name, values in batch.items()}
@@ -138,6 +139,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         """The loss and gradients of a part of the batch; of all processes together after the last part."""
         model.train()
         inputs = cast(dict[str, Any], self._prepare_inputs(inputs))
+        unanswerable = inputs.pop("unanswerable", None)
         factor = self._factor(num_items_in_batch)
         scaler = getattr(self.accelerator, "scaler", None)
         one = torch.ones((), device=self.args.device)
@@ -152,7 +154,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         loss = outcome.loss * factor
         if self._anywhere(~torch.isfinite(loss)):
             self._stop("the loss", float(loss))
-        right, count = num_right(outcome, inputs)
+        right, count = num_right(outcome, inputs, unanswerable)
         self._num_right += right
         self._num_counted += count
         if self.args.world_size > 1 and self.accelerator.sync_gradients:
@@ -252,7 +254,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         return metrics
 
 
-def num_right(outcome: Outcome, inputs: Mapping[str, Any]) -> tuple[int, int]:
+def num_right(outcome: Outcome, inputs: Mapping[str, Any], unanswerable: Tensor | None = None) -> tuple[int, int]:
     """How many predictions of a batch are right, and of how many: what accuracy is the share of.
 
     Where texts have questions, a prediction is an answer, and right if all of it is. Elsewhere it is a label.
@@ -260,11 +262,14 @@ def num_right(outcome: Outcome, inputs: Mapping[str, Any]) -> tuple[int, int]:
     Args:
         outcome: What came of the batch.
         inputs: The batch.
+        unanswerable: `[B]` rows without their answer, which are left out; None: there are none.
     """
     if "text_lengths" not in inputs:
         return int(outcome.num_right), outcome.num_labels
     labels = inputs["labels"]
     is_asked = (labels != IGNORE).reshape(len(labels), -1).any(1)
+    if unanswerable is not None:
+        is_asked = is_asked & ~unanswerable
     return int((is_asked & (outcome.num_wrong == 0)).sum()), int(is_asked.sum())
 
 
