@@ -36,7 +36,7 @@ def study(
     every process, and the table (table.md, table.csv, results.json, plot.png), which is there as soon as all rows have been
     run with the first seed. After an interruption the same command with --resume goes on, if need be with other seeds.
 
-    Example: rmt study studies/lm-segments.yaml novels=my/books --out results/segments --jobs 2
+    Example: rmt study studies/lm-history.yaml train=my/books valid=my/others test=my/test --out results/history --jobs 2
     """
     common = Common(as_json, device, dtype, threads, seed, debug)
     if jobs < 1:

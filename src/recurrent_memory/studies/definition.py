@@ -138,7 +138,7 @@ def load_study(path: str | Path, given: Sequence[str] = ()) -> Study:
 def _pair(item: str) -> tuple[str, str]:
     name, equals, value = item.partition("=")
     if not equals or not name or not value:
-        raise RecipeError(f"{item!r} is not NAME=VALUE; for example novels=path/to/texts")
+        raise RecipeError(f"{item!r} is not NAME=VALUE; for example train=path/to/texts")
     return name, value
 
 
