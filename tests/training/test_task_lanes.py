@@ -113,6 +113,78 @@ def test_lifetimes_are_spread_over_the_lanes() -> None:
     assert third <= 10  # 3, of 1.7
 
 
+def read(lanes: TaskLanes, model: RecurrentMemoryModel, step: int) -> dict[str, Any]:
+    batch, state = lanes.next(step)
+    inputs = {name: values for name, values in batch.items() if name != "unanswerable"}
+    lanes.finish(step, measure(model, **inputs, memory_state=state))
+    return batch
+
+
+def test_facts_come_after_a_while() -> None:
+    model = model_of()
+    carried = Carried(40.0, drop_lost=True, first_segments=3, spread=False, wait=True)  # told in one of twenty steps
+    noise = [["Nothing was heard, and nothing was seen there. " * 200]]
+    examples = TaskExamples((load_task("detect"),), noise, tiny_tokenizer(), LENGTH, partial=0.3)
+    lanes = TaskLanes(model, examples, carried, num_lanes=8, num_segments=2, seed=5)
+    texts, waited, told = [""] * 8, [0] * 8, 0
+    for step in range(120):
+        numbers = [life["number"] for life in lanes.standing()["lives"]]
+        batch = read(lanes, model, step)
+        without = batch.get("unanswerable", torch.zeros(8, dtype=torch.bool)).tolist()
+        for row, (ids, length) in enumerate(zip(batch["input_ids"], batch["text_lengths"].tolist(), strict=True)):
+            fresh = waited[row] == 0 and not texts[row]
+            texts[row] += tiny_tokenizer().decode(ids[:length])
+            question = tiny_tokenizer().decode(ids[length:][batch["attention_mask"][row, length:].bool()])
+            person, _, place = question.removeprefix("Where is ").removesuffix("<|endoftext|>").partition("? ")
+            said = f" the {place}." in texts[row] and f"{person} " in texts[row]
+            assert said != without[row], (texts[row], question)
+            if without[row]:
+                assert length == 2 * LENGTH
+                waited[row] += 1
+                assert bool(lanes.nothing_said[row]) != fresh
+                assert lanes.standing()["lives"][row]["number"] == numbers[row]  # wrong or right, it goes on
+            else:
+                told += 1
+                assert not lanes.nothing_said[row]  # nothing is learned here, so a lane that has told its facts ends
+                assert lanes.standing()["lives"][row]["number"] == numbers[row] + 1
+                texts[row], waited[row] = "", 0
+    steps = 120 * 8
+    assert 24 <= told <= 76  # 960 / 20 = 48, of a standard deviation of 6.8
+    assert told < steps
+
+
+def test_a_waiting_lane_goes_on_where_it_stood() -> None:
+    model = model_of()
+    carried = Carried(12.0, drop_lost=False, first_segments=2, wait=True)
+    lanes, other = lanes_of(model, carried), lanes_of(model, carried)
+    for step in range(7):
+        read(lanes, model, step)
+    other.restore(lanes.standing(), lanes.memory_values())
+    for step in range(7, 20):
+        expected, batch = read(lanes, model, step), read(other, model, step)
+        assert batch.keys() == expected.keys()
+        for name, values in expected.items():
+            assert torch.equal(batch[name], values), name
+        assert torch.equal(other.nothing_said, lanes.nothing_said)
+
+
+def test_lanes_without_waiting_are_as_they_were() -> None:
+    model = model_of()
+    plain = lanes_of(model, Carried(1e9, drop_lost=False, spread=False))
+    batch = read(plain, model, 0)
+    assert "unanswerable" not in batch
+    assert not plain.nothing_said.any()
+    read(plain, model, 1)
+    assert plain.nothing_said.all()
+
+
+def test_facts_that_begin_a_text_cannot_come_after_a_while() -> None:
+    with pytest.raises(ConfigError, match="wait: the facts of 'memorize' begin a text"):
+        TaskLanes(
+            model_of(), examples_of("memorize"), Carried(1e6, wait=True), num_lanes=3, num_segments=2, seed=0
+        )  # fmt: skip
+
+
 def test_a_question_longer_than_a_segment_is_named() -> None:
     short = TaskExamples((load_task("detect"),), NOISE, tiny_tokenizer(), 4, partial=0.0)
     with pytest.raises(ConfigError, match="a question with its answer has .* tokens, more than a segment"):

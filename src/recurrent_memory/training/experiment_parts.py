@@ -40,10 +40,11 @@ class CarriedRecipe(Strict):
     first_segments: int = Field(4, ge=1)
     spread: bool = True
     keep: float = Field(0.0, ge=0)
+    wait: bool = False
 
     def build(self) -> Carried:
         """How lanes are carried."""
-        return Carried(self.lifetime, self.drop_lost, self.first_segments, self.spread, self.keep)
+        return Carried(self.lifetime, self.drop_lost, self.first_segments, self.spread, self.keep, self.wait)
 
 
 class StageRecipe(Strict):

@@ -73,7 +73,7 @@ class LaneTrainer(RecurrentMemoryTrainer):
         batch, state = self.lanes.next(self.state.global_step)
         keep = None
         if self._keeper is not None:
-            keep = Keep(self._keeper, self.lanes.going_on.to(self.args.device), self._weight)
+            keep = Keep(self._keeper, self.lanes.nothing_said.to(self.args.device), self._weight)
         return super().training_step(model, {**batch, "memory_state": state, "keep": keep}, None)
 
     def _look_at(self, outcome: Outcome) -> None:

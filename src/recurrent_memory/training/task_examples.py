@@ -108,16 +108,23 @@ class TaskExamples:
             "begin with more segments, or take longer ones"
         )
 
-    def begin(self, rng: random.Random, first_tokens: int) -> tuple[SampleText, Sample]:
-        """A text without end, the facts of a sample in its first tokens; and the sample.
+    def begin(self, rng: random.Random, first_tokens: int, before: int = 0) -> tuple[SampleText, Sample]:
+        """A text without end, the facts of a sample in `first_tokens` tokens after the first `before`; and the sample.
 
         Raises:
-            ConfigError: if no sample fits.
+            ConfigError: if no sample fits, or something is to come before facts that begin a text.
         """
         task = self.tasks[rng.randrange(len(self.tasks))]
+        if before and task.placement == "first":
+            raise ConfigError(
+                f"wait: the facts of {task.name!r} begin a text, and nothing can come before; leave wait out"
+            )
         sample, targets, limit = draw_placed(task, self._encoder, first_tokens, rng)
         window = NoiseWindow(self._noise(random.Random(rng.getrandbits(64))), self._tokenizer)
-        return SampleText(window, sample.facts, targets, self.boundary, limit), sample
+        targets = [before + target for target in targets]
+        return SampleText(
+            window, sample.facts, targets, self.boundary, None if limit is None else before + limit
+        ), sample
 
     def ending(self, sample: Sample) -> Example:
         """The question, the answer after it where the model writes on, and the labels of both."""

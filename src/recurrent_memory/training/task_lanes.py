@@ -1,4 +1,4 @@
-"""Carried lanes: texts without end, each with the facts of a sample near its start, asked again and again.
+"""Carried lanes: texts without end, each with the facts of a sample somewhere in it, which are asked for again and again.
 
 A lane keeps its memory from step to step, cut from the graph, so a model learns from memories that are far older than the
 segments that gradients go back through. A lane ends at random, or when its answer was wrong: then what was said is gone,
@@ -10,6 +10,7 @@ checkpoint keeps of it, besides its memory.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -35,10 +36,13 @@ class Carried:
         lifetime: The mean number of segments that a lane lives for, where nothing else ends it.
         drop_lost: Whether a lane whose answer was wrong begins a new text.
         first_segments: The facts stand in so many first segments; they are asked for after these, and then in every step.
+        wait: Whether the facts come only after a while, on average as long as they are then asked for: else a lane's memory is
+            always new when they come, and what stands in it after thousands of segments without them is never seen. What is
+            right until then is one answer as often as another.
         spread: Whether mean lifetimes go, evenly in their logarithm, from one step for the first lane up to `lifetime` for the
             last, so that facts of every age are asked for, and writing them is not forgotten for keeping them; else all lanes have
             the same.
-        keep: The weight of the loss that a memory stays as it is in the steps after the first one, in which nothing is said
+        keep: The weight of the loss that a memory stays as it is in steps in which nothing is said, but for a lane's first one
             (`keeping.change_of`, its mean over segments).
 
     Raises:
@@ -50,6 +54,7 @@ class Carried:
     first_segments: int = 4
     spread: bool = True
     keep: float = 0.0
+    wait: bool = False
 
     def __post_init__(self) -> None:
         if not self.keep >= 0:
@@ -105,13 +110,44 @@ class TaskLane:
         seed: The lane's.
         first_tokens: The facts stand in the first so many tokens.
         max_question: The most tokens that a question and its answer may have.
+        step_tokens: Tokens that it waits for in a step.
+        chance: How likely it is, in a step, that it does not wait any longer; 1: it never waits.
+
+    Raises:
+        ConfigError: if a question is too long, or a lane is to wait for facts that begin a text.
     """
 
-    def __init__(self, examples: TaskExamples, seed: str, first_tokens: int, max_question: int) -> None:
+    def __init__(
+        self,
+        examples: TaskExamples,
+        seed: str,
+        first_tokens: int,
+        max_question: int,
+        *,
+        step_tokens: int = 1,
+        chance: float = 1.0,
+    ) -> None:
         self._examples, self._seed = examples, seed
         self._first_tokens, self._max_question = first_tokens, max_question
+        self._step_tokens, self._chance = step_tokens, chance
+        self._before = 0
         self.life = _Life(-1)
         self.renew()
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is a step yet without the facts."""
+        return self.life.tokens < self._before
+
+    @property
+    def tells(self) -> bool:
+        """Whether the next step has the facts."""
+        return self.life.tokens == self._before
+
+    @property
+    def begins(self) -> bool:
+        """Whether the next step is the first one of a text."""
+        return self.life.tokens == 0
 
     def renew(self) -> None:
         """Begin a new text."""
@@ -120,7 +156,9 @@ class TaskLane:
     def _begin(self, life: _Life) -> None:
         self.life = life
         rng = random.Random(f"{self._seed}/{life.number}")
-        self._text, sample = self._examples.begin(rng, self._first_tokens)
+        if self._chance < 1:
+            self._before = self._step_tokens * int(math.log(1 - rng.random()) / math.log(1 - self._chance))
+        self._text, sample = self._examples.begin(rng, self._first_tokens, self._before)
         self._ending = self._examples.ending(sample)
         if len(self._ending["input_ids"]) > self._max_question:
             raise ConfigError(
@@ -174,35 +212,46 @@ class TaskLanes:
         self._length, self._num_segments = model.memory_config.segment_length, num_segments
         self._seed = f"{seed}/lanes/{num_segments}"
         self._numbers = range(first_lane, first_lane + num_lanes)
-        first_tokens = carried.first_segments * self._length
+        self._chances = [carried.chance_to_end(lane, num_lanes, num_segments) for lane in range(num_lanes)]
         self._lanes = [
-            TaskLane(examples, f"{self._seed}/{number}", first_tokens, self._length) for number in self._numbers
+            TaskLane(
+                examples,
+                f"{self._seed}/{number}",
+                carried.first_segments * self._length,
+                self._length,
+                step_tokens=num_segments * self._length,
+                chance=chance if carried.wait else 1.0,
+            )
+            for number, chance in zip(self._numbers, self._chances, strict=True)
         ]
         self.state = model.initial_state(num_lanes)
         self._fresh = torch.ones(num_lanes, dtype=torch.bool)
+        self._told = torch.zeros(num_lanes, dtype=torch.bool)
+        self.nothing_said = torch.zeros(num_lanes, dtype=torch.bool)
+        """`[B]` the lanes that neither begin nor tell their facts in this step."""
         self.mean_age = 0.0
-
-    @property
-    def going_on(self) -> Tensor:
-        """`[B]` the lanes that do not begin in this step: all that there is to remember has been said."""
-        return ~self._fresh
 
     def next(self, step: int) -> tuple[dict[str, Tensor], MemoryState]:
         """The batch of a step, and the state that it goes on from.
 
-        A lane that begins reads its first segments at once, so that what is asked for has been said.
+        A lane that tells its facts reads all segments that they stand in at once, so that what is asked for has been said.
         """
         self.state = self._model.initial_state(len(self._lanes)).where(
             self._fresh.to(self.state.device), self.state.detach()
         )
         examples: list[Example] = []
-        for number, lane, fresh in zip(self._numbers, self._lanes, self._fresh.tolist(), strict=True):
+        self.nothing_said = torch.tensor([not (lane.begins or lane.tells) for lane in self._lanes])
+        self._told = torch.tensor([not lane.waits for lane in self._lanes])
+        for number, lane in zip(self._numbers, self._lanes, strict=True):
+            if lane.waits:
+                examples.append({**lane.take(self._num_segments * self._length), "unanswerable": True})
+                continue
             rng = random.Random(f"{self._seed}/{number}/{step}")
-            segments = max(self._carried.first_segments, self._num_segments) if fresh else self._num_segments
+            segments = max(self._carried.first_segments, self._num_segments) if lane.tells else self._num_segments
             tokens = segments * self._length
             if rng.random() < self._examples.partial:
                 tokens -= rng.randrange(self._length)
-            examples.append(lane.take(max(tokens, self._carried.first_segments * self._length if fresh else 1)))
+            examples.append(lane.take(max(tokens, self._carried.first_segments * self._length if lane.tells else 1)))
         return collate(examples), self.state
 
     def finish(self, step: int, outcome: Outcome) -> None:
@@ -214,9 +263,8 @@ class TaskLanes:
         self.mean_age = sum(lane.life.tokens for lane in self._lanes) / len(self._lanes) / self._length
         for index, (number, lane) in enumerate(zip(self._numbers, self._lanes, strict=True)):
             rng = random.Random(f"{self._seed}/{number}/{step}/end")
-            chance = self._carried.chance_to_end(index, len(self._lanes), self._num_segments)
-            ends = rng.random() < chance
-            self._fresh[index] = ends or (self._carried.drop_lost and wrong[index])
+            ends = rng.random() < self._chances[index]
+            self._fresh[index] = self._told[index] and (ends or (self._carried.drop_lost and wrong[index]))
             if self._fresh[index]:
                 lane.renew()
 
