@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -116,6 +117,13 @@ def load_pretrained(
             f"{path}: is a {config.model_type} model without a memory; give it one with RecurrentMemoryModel.from_backbone "
             "and train it (`rmt train`)"
         )
+    if (backbone := kwargs.pop("backbone", None)) is not None:
+        if config.backbone_source is None:
+            raise BackboneError(
+                f"{path}: has all of its weights, and no other backbone; leave backbone={str(backbone)!r} out"
+            )
+        kwargs["config"] = config = copy.deepcopy(config)
+        config.backbone_source["name"] = str(backbone)
     kwargs["use_safetensors"] = True
     want_info = kwargs.pop("output_loading_info", False)
     quietly = says_nothing_of_missing_weights() if config.backbone_source is not None else nullcontext()

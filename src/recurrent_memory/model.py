@@ -119,8 +119,17 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
     ) -> RecurrentMemoryModel:
         """Load a folder that `save_pretrained` wrote, or the same on the hub. Weights are safetensors, never pickles.
 
+        Args:
+            pretrained_model_name_or_path: The folder, or its hub id.
+            *args: As of `PreTrainedModel.from_pretrained`.
+            **kwargs: The same, such as `dtype`; and `backbone`, where the rest of the weights of a model that was saved without
+                its backbone is now, if not where it was.
+
         Raises:
             BackboneError: if the folder is missing, is not a recurrent-memory model, or its weights are broken.
+
+        Example:
+            >>> RecurrentMemoryModel.from_pretrained("memory", backbone="copies/gpt2")
         """
         return load_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
 

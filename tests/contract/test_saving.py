@@ -165,6 +165,23 @@ def test_an_adapter_is_saved_without_the_backbone(
             assert torch.equal(tensor, theirs[name].to(loaded.dtype)), name
 
 
+def test_a_backbone_may_be_elsewhere(tmp_path: Path) -> None:
+    backbone_of(gpt2).float().save_pretrained(tmp_path / "backbone")
+    model = RecurrentMemoryModel.from_backbone(tmp_path / "backbone", MemoryConfig(M, S))
+    model.save_pretrained(tmp_path / "lean", backbone=tmp_path / "backbone")
+    (tmp_path / "backbone").rename(tmp_path / "moved")
+    with pytest.raises(BackboneError, match=r"cannot be loaded .*; if it is elsewhere, say where with backbone=…"):
+        RecurrentMemoryModel.from_pretrained(tmp_path / "lean")
+    loaded = RecurrentMemoryModel.from_pretrained(tmp_path / "lean", backbone=tmp_path / "moved")
+    assert loaded.fingerprint == model.fingerprint
+    assert loaded.config.backbone_source["name"] == str(tmp_path / "moved")
+    model.save_pretrained(tmp_path / "whole")
+    with pytest.raises(
+        BackboneError, match=r"whole: has all of its weights, and no other backbone; leave backbone='moved' out"
+    ):
+        RecurrentMemoryModel.from_pretrained(tmp_path / "whole", backbone="moved")
+
+
 def test_another_backbone_under_a_model_saved_without_it_is_refused(tmp_path: Path) -> None:
     backbone = backbone_of(gpt2).float()
     backbone.save_pretrained(tmp_path / "backbone")
