@@ -185,6 +185,19 @@ def test_facts_that_begin_a_text_cannot_come_after_a_while() -> None:
         )  # fmt: skip
 
 
+def test_some_lanes_begin_anew_in_every_step() -> None:
+    model = model_of()
+    lanes = lanes_of(model, Carried(400.0, drop_lost=False, ordinary=0.5, wait=True), num_lanes=6)
+    for step in range(60):
+        batch = read(lanes, model, step)
+        assert not batch.get("unanswerable", torch.zeros(6, dtype=torch.bool))[:4].any()
+    numbers = [life["number"] for life in lanes.standing()["lives"]]
+    assert numbers[:4] == [60] * 4  # half of them, and the shortest life of the others
+    assert max(numbers[4:]) < 30
+    with pytest.raises(ConfigError, match="ordinary=1.0, a share of the carried lanes, must be at least 0 and below 1"):
+        Carried(ordinary=1.0)
+
+
 def test_a_question_longer_than_a_segment_is_named() -> None:
     short = TaskExamples((load_task("detect"),), NOISE, tiny_tokenizer(), 4, partial=0.0)
     with pytest.raises(ConfigError, match="a question with its answer has .* tokens, more than a segment"):

@@ -41,10 +41,11 @@ class CarriedRecipe(Strict):
     spread: bool = True
     keep: float = Field(0.0, ge=0)
     wait: bool = False
+    ordinary: float = Field(0.0, ge=0, lt=1)
 
     def build(self) -> Carried:
         """How lanes are carried."""
-        return Carried(self.lifetime, self.drop_lost, self.first_segments, self.spread, self.keep, self.wait)
+        return Carried(**self.model_dump())
 
 
 class StageRecipe(Strict):

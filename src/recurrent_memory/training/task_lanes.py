@@ -42,6 +42,8 @@ class Carried:
         spread: Whether mean lifetimes go, evenly in their logarithm, from one step for the first lane up to `lifetime` for the
             last, so that facts of every age are asked for, and writing them is not forgotten for keeping them; else all lanes have
             the same.
+        ordinary: The share of the lanes that begin anew in every step, as examples that are not carried do: where nothing is said
+            in most steps, what is hard to write, such as a fact that the end of a segment cuts in two, is forgotten.
         keep: The weight of the loss that a memory stays as it is in steps in which nothing is said, but for a lane's first one
             (`keeping.change_of`, its mean over segments).
 
@@ -55,8 +57,11 @@ class Carried:
     spread: bool = True
     keep: float = 0.0
     wait: bool = False
+    ordinary: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.ordinary < 1:
+            raise ConfigError(f"ordinary={self.ordinary}, a share of the carried lanes, must be at least 0 and below 1")
         if not self.keep >= 0:
             raise ConfigError(f"keep={self.keep} of carried lanes must be at least 0; 0 is without")
         if self.lifetime < 1 or self.first_segments < 1:
@@ -75,8 +80,13 @@ class Carried:
         Example:
             >>> [round(Carried(lifetime=400).chance_to_end(lane, 3, 4), 6) for lane in range(3)]
             [1.0, 0.1, 0.01]
+            >>> [round(Carried(lifetime=400, ordinary=0.4).chance_to_end(lane, 5, 4), 6) for lane in range(5)]
+            [1.0, 1.0, 1.0, 0.1, 0.01]
         """
-        share = lane / (num_lanes - 1) if self.spread and num_lanes > 1 else 1.0
+        first = int(self.ordinary * num_lanes)
+        if lane < first:
+            return 1.0
+        share = (lane - first) / (num_lanes - first - 1) if self.spread and num_lanes - first > 1 else 1.0
         return min(1.0, (num_segments / self.lifetime) ** share)
 
 
