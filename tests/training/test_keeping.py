@@ -18,7 +18,7 @@ from recurrent_memory.segments import Segment
 from recurrent_memory.tasks.registry import load_task
 from recurrent_memory.training.bptt import Backpropagation, backpropagate
 from recurrent_memory.training.curriculum import Curriculum, Stage, train_curriculum
-from recurrent_memory.training.keeping import Keep, Keeper
+from recurrent_memory.training.keeping import Keep, check_keeps
 from recurrent_memory.training.task_examples import TaskExamples
 from recurrent_memory.training.task_lanes import Carried
 from tiny_models import prose, tiny_backbone, tiny_tokenizer
@@ -94,8 +94,9 @@ def test_gradients_are_those_of_the_whole_graph(method: Backpropagation, carry: 
     expected = gradients(model, output.loss + kept)
     without = gradients(model, model(**example()).loss)
     model.zero_grad()
-    keep = Keep(Keeper(model), KEPT, WEIGHT)
+    keep = Keep(KEPT, WEIGHT)
     outcome = backpropagate(model, **example(), method=method, keep=keep)
+    assert not model.memory.carry._forward_hooks  # nothing is held after the step
     assert_close(outcome.kept, kept, 1e-10, "kept")
     assert_close(outcome.loss, output.loss, 1e-10, "the loss, which it is no part of")
     for name, parameter in model.named_parameters():
@@ -108,7 +109,7 @@ def test_gradients_are_those_of_the_whole_graph(method: Backpropagation, carry: 
 def test_no_rows_to_keep_are_no_loss() -> None:
     model = model_of()
     outcome = backpropagate(
-        model, **example(), method=Backpropagation(), keep=Keep(Keeper(model), torch.zeros(4, dtype=torch.bool), WEIGHT)
+        model, **example(), method=Backpropagation(), keep=Keep(torch.zeros(4, dtype=torch.bool), WEIGHT)
     )
     assert float(outcome.kept) == 0.0
     assert torch.isfinite(outcome.loss)
@@ -154,6 +155,6 @@ def test_what_cannot_be_kept_is_named() -> None:
     with pytest.raises(
         ConfigError, match="keep is for memory tokens that the model writes; this is a memory of kind='associative'"
     ):
-        Keeper(model_of(kind="associative"))
+        check_keeps(model_of(kind="associative"))
     with pytest.raises(ConfigError, match="with 0 of them: leave it out"):
-        Keeper(model_of(recent=3))
+        check_keeps(model_of(recent=3))

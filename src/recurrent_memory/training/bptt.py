@@ -137,6 +137,7 @@ def backpropagate(
         autocast: Makes the context in which the forward passes run.
 
     Raises:
+        ConfigError: if the memory is not one that can be kept.
         InputError: if the ids are out of the vocabulary, or shapes do not agree.
         StateModelMismatchError: if another model wrote the state.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ConfigError
 from ..head_loss import at_least_float32
 from ..memories.carry import SignCarry
+from ..memories.tokens import TokenMemory
 from ..model import RecurrentMemoryModel
 
 MARGIN = 0.5
@@ -39,59 +42,63 @@ def change_of(
     return (MARGIN - hidden * before.sign()).relu().mean()
 
 
-class Keeper:
-    """Sees what a model carries, so that the loss can be computed of it.
-
-    Args:
-        model: The model.
-
-    Raises:
-        ConfigError: if its memory is not one of tokens, or it writes none.
-    """
-
-    def __init__(self, model: RecurrentMemoryModel) -> None:
-        carry = getattr(model.memory, "carry", None)
-        self._written = model.memory_config.num_written
-        if not isinstance(carry, nn.Module) or not self._written:
-            raise ConfigError(
-                f"keep is for memory tokens that the model writes; this is a memory of kind={model.memory_config.kind!r} with "
-                f"{self._written} of them: leave it out"
-            )
-        self._hidden: Tensor | None = None
-        if isinstance(carry, SignCarry):
-            carry.register_forward_hook(self._see)
-
-    def _see(self, _module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-        self._hidden = inputs[0]
-
-    def loss(
-        self, before: dict[str, Tensor], after: dict[str, Tensor], active: Bool[Tensor, " B"], rows: Bool[Tensor, " B"]
-    ) -> Float[Tensor, ""]:
-        """`change_of` the last segment.
-
-        Args:
-            before: The memory before it.
-            after: That after it.
-            active: The rows that had a segment.
-            rows: Those of them in which there was nothing to remember, at least one.
-        """
-        # Rows without a segment are not run.
-        hidden = at_least_float32(self._hidden[rows[active]]) if self._hidden is not None else None
-        self._hidden = None
-        old, new = (at_least_float32(tensors["memory"][rows, : self._written]) for tensors in (before, after))
-        return change_of(hidden, old, new)
-
-
 @dataclass(frozen=True, slots=True)
 class Keep:
     """What of a batch is to be kept.
 
     Args:
-        keeper: Sees what is carried.
         rows: `[B]` the rows of which no segment has anything to remember.
         weight: A factor on the loss, which is the mean over segments.
     """
 
-    keeper: Keeper
     rows: Bool[Tensor, " B"]
     weight: float
+
+
+def check_keeps(model: RecurrentMemoryModel) -> None:
+    """Refuse a model whose memory cannot be asked to stay as it is.
+
+    Raises:
+        ConfigError: if it is not one of tokens, or the model writes none.
+    """
+    config = model.memory_config
+    if not isinstance(model.memory, TokenMemory) or not config.num_written:
+        raise ConfigError(
+            f"keep is for memory tokens that the model writes; this is a memory of kind={config.kind!r} with "
+            f"{config.num_written} of them: leave it out"
+        )
+
+
+@contextmanager
+def watched(model: RecurrentMemoryModel) -> Generator[list[Tensor]]:
+    """The hidden states that signs are taken of within it, one `[B, M, D]` for each segment; none of memories of other numbers."""
+    seen: list[Tensor] = []
+    carry = model.memory.carry
+    if not isinstance(carry, SignCarry):
+        yield seen
+        return
+    handle = carry.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def kept_loss(
+    before: Float[Tensor, "B M D"],
+    after: Float[Tensor, "B M D"],
+    seen: Sequence[Tensor],
+    active: Bool[Tensor, " B"],
+    rows: Bool[Tensor, " B"],
+) -> Float[Tensor, ""]:
+    """`change_of` a segment, in some of its rows.
+
+    Args:
+        before: The written memory before it.
+        after: That after it.
+        seen: What `watched` saw while it was read.
+        active: The rows that had a segment; others were not run.
+        rows: Those of them in which there was nothing to remember, at least one.
+    """
+    hidden = at_least_float32(seen[0][rows[active]]) if seen else None
+    return change_of(hidden, at_least_float32(before[rows]), at_least_float32(after[rows]))

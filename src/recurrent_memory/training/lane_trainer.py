@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from ..errors import ConfigError, RecipeError
 from ..model import RecurrentMemoryModel
 from .bptt import Outcome
-from .keeping import Keep, Keeper
+from .keeping import Keep, check_keeps
 from .task_examples import TaskExamples
 from .task_lanes import Carried, TaskLanes
 from .trainer import RecurrentMemoryTrainer
@@ -33,7 +33,7 @@ class LaneTrainer(RecurrentMemoryTrainer):
         **settings: Of `RecurrentMemoryTrainer`.
 
     Raises:
-        ConfigError: if several processes were started, or a batch has several parts.
+        ConfigError: if several processes were started, a batch has several parts, or the memory is not one that can be kept.
     """
 
     def __init__(
@@ -59,8 +59,9 @@ class LaneTrainer(RecurrentMemoryTrainer):
             num_segments=num_segments,
             seed=f"{args.seed}/{first_step}" if first_step else args.seed,
         )
-        self._weight, self._keeper = carried.keep, Keeper(model) if carried.keep else None
-        self._kept: list[float] = []
+        if carried.keep:
+            check_keeps(model)
+        self._weight, self._kept = carried.keep, list[float]()
         super().__init__(model, args, examples=examples, num_segments=num_segments, first_step=first_step, **settings)
         self.train_dataset = cast(Any, _Counted(args.max_steps * args.train_batch_size))
         self.data_collator = cast(Any, _collate)
@@ -72,13 +73,13 @@ class LaneTrainer(RecurrentMemoryTrainer):
         del inputs, num_items_in_batch
         batch, state = self.lanes.next(self.state.global_step)
         keep = None
-        if self._keeper is not None:
-            keep = Keep(self._keeper, self.lanes.nothing_said.to(self.args.device), self._weight)
+        if self._weight:
+            keep = Keep(self.lanes.nothing_said.to(self.args.device), self._weight)
         return super().training_step(model, {**batch, "memory_state": state, "keep": keep}, None)
 
     def _look_at(self, outcome: Outcome) -> None:
         super()._look_at(outcome)
-        if self._keeper is not None:
+        if self._weight:
             self._kept.append(float(outcome.kept))
         self.lanes.finish(self.state.global_step, outcome)
 

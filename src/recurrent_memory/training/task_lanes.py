@@ -48,7 +48,7 @@ class Carried:
             (`keeping.change_of`, its mean over segments).
 
     Raises:
-        ConfigError: if a number is below 1, or `keep` below 0.
+        ConfigError: if a number is below 1, `keep` below 0, or `ordinary` no share below 1.
     """
 
     lifetime: float = 1000.0
@@ -118,7 +118,7 @@ class TaskLane:
     Args:
         examples: The tasks, the noise and the form of the answer.
         seed: The lane's.
-        first_tokens: The facts stand in the first so many tokens.
+        first_tokens: The facts stand in so many tokens, the first ones after its wait.
         max_question: The most tokens that a question and its answer may have.
         step_tokens: Tokens that it waits for in a step.
         chance: How likely it is, in a step, that it does not wait any longer; 1: it never waits.
@@ -153,6 +153,11 @@ class TaskLane:
     def tells(self) -> bool:
         """Whether the next step has the facts."""
         return self.life.tokens == self._before
+
+    @property
+    def told(self) -> bool:
+        """Whether the facts have been read."""
+        return self.life.tokens > self._before
 
     @property
     def begins(self) -> bool:
@@ -235,8 +240,6 @@ class TaskLanes:
             for number, chance in zip(self._numbers, self._chances, strict=True)
         ]
         self.state = model.initial_state(num_lanes)
-        self._fresh = torch.ones(num_lanes, dtype=torch.bool)
-        self._told = torch.zeros(num_lanes, dtype=torch.bool)
         self.nothing_said = torch.zeros(num_lanes, dtype=torch.bool)
         """`[B]` the lanes that neither begin nor tell their facts in this step."""
         self.mean_age = 0.0
@@ -246,12 +249,10 @@ class TaskLanes:
 
         A lane that tells its facts reads all segments that they stand in at once, so that what is asked for has been said.
         """
-        self.state = self._model.initial_state(len(self._lanes)).where(
-            self._fresh.to(self.state.device), self.state.detach()
-        )
+        begins = torch.tensor([lane.begins for lane in self._lanes], device=self.state.device)
+        self.state = self._model.initial_state(len(self._lanes)).where(begins, self.state.detach())
         examples: list[Example] = []
         self.nothing_said = torch.tensor([not (lane.begins or lane.tells) for lane in self._lanes])
-        self._told = torch.tensor([not lane.waits for lane in self._lanes])
         for number, lane in zip(self._numbers, self._lanes, strict=True):
             if lane.waits:
                 examples.append({**lane.take(self._num_segments * self._length), "unanswerable": True})
@@ -274,15 +275,14 @@ class TaskLanes:
         for index, (number, lane) in enumerate(zip(self._numbers, self._lanes, strict=True)):
             rng = random.Random(f"{self._seed}/{number}/{step}/end")
             ends = rng.random() < self._chances[index]
-            self._fresh[index] = self._told[index] and (ends or (self._carried.drop_lost and wrong[index]))
-            if self._fresh[index]:
+            if lane.told and (ends or (self._carried.drop_lost and wrong[index])):
                 lane.renew()
 
     # ------------------------------------------------------------------ checkpoints
 
     def standing(self) -> dict[str, Any]:
         """How far the lanes are, for JSON."""
-        return {"lives": [asdict(lane.life) for lane in self._lanes], "fresh": self._fresh.tolist()}
+        return {"lives": [asdict(lane.life) for lane in self._lanes]}
 
     def memory_values(self) -> dict[str, Tensor]:
         """What they remember."""
@@ -300,7 +300,6 @@ class TaskLanes:
         """
         try:
             lives = [(int(life["number"]), int(life["tokens"])) for life in standing["lives"]]
-            fresh = [bool(flag) for flag in standing["fresh"]]
             tensors = {name: values[f"memory.{name}"] for name in self.state.tensors}
             counts = values["tokens_read"], values["segments_folded"]
         except (KeyError, TypeError, ValueError) as error:
@@ -311,7 +310,6 @@ class TaskLanes:
             )
         for lane, life in zip(self._lanes, lives, strict=True):
             lane.restore(*life)
-        self._fresh = torch.tensor(fresh)
         rows = torch.ones(len(lives), dtype=torch.bool, device=self.state.device)
         state = self.state.folded({name: tensor.to(self.state.device) for name, tensor in tensors.items()}, rows)
         tokens_read, segments_folded = (count.to(self.state.device) for count in counts)

@@ -152,7 +152,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
             autocast=self._autocast,
         )
         loss = outcome.loss * factor
-        if self._anywhere(~torch.isfinite(loss)):
+        if self._anywhere(~torch.isfinite(loss + outcome.kept)):
             self._stop("the loss", float(loss))
         right, count = num_right(outcome, inputs, unanswerable)
         self._num_right += right

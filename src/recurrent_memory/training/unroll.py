@@ -22,7 +22,7 @@ from ..head_loss import at_least_float32, head_losses
 from ..model import RecurrentMemoryModel
 from ..segments import Segment, break_at, num_folded, rest_of
 from ..state import MemoryState
-from .keeping import Keep
+from .keeping import Keep, check_keeps, kept_loss, watched
 from .sharding import Lockstep, is_sharded, run_idly
 
 
@@ -76,6 +76,7 @@ class Unrolling:
         keep: In which rows the memory is to stay as it is; None: in none.
 
     Raises:
+        ConfigError: if the memory is not one that can be kept.
         InputError: if the ids are out of the vocabulary, or shapes do not agree.
         StateModelMismatchError: if another model wrote the state.
     """
@@ -126,6 +127,7 @@ class Unrolling:
             self.has_loss = [has_loss for _, _, has_loss in self.lockstep.passes]
         self.keep, self._num_kept = keep, 0
         if keep is not None and bool(keep.rows.any()):
+            check_keeps(model)
             self._num_kept = int(self.folds[keep.rows].max())
             self.has_loss = [asks or index < self._num_kept for index, asks in enumerate(self.has_loss)]
 
@@ -184,12 +186,17 @@ class Unrolling:
             with_head: Whether the loss is wanted. Where it is not, the head of a language model is not run; all else,
                 which may draw random numbers, is.
         """
-        cell = self._read(index, tensors, with_head)
-        if self.keep is not None and index < self._num_kept:
-            active = index < self.folds
-            loss = self.keep.keeper.loss(tensors, cell.tensors, active, active & self.keep.rows)
-            cell = replace(cell, kept=self.keep.weight * loss / self._num_kept)
+        keep = self.keep if index < self._num_kept else None
+        cell = self._read(index, tensors, with_head) if keep is None else self._keeping(index, tensors, with_head, keep)
         return cell if self.lockstep is None else self._kept_up(index, tensors, cell, self.lockstep)
+
+    def _keeping(self, index: int, before: dict[str, Tensor], with_head: bool, keep: Keep) -> Cell:
+        with watched(self.model) as seen:
+            cell = self._read(index, before, with_head)
+        active, written = index < self.folds, self.model.memory_config.num_written
+        old, new = (tensors["memory"][:, :written] for tensors in (before, cell.tensors))
+        loss = kept_loss(old, new, seen, active, active & keep.rows)
+        return replace(cell, kept=keep.weight * loss / self._num_kept)
 
     def _kept_up(self, index: int, before: dict[str, Tensor], cell: Cell, lockstep: Lockstep) -> Cell:
         """The same, after the layers have run as often as in other processes, and will so backward."""
