@@ -66,7 +66,7 @@ def complete(model: RecurrentMemoryModel, missing: set[str], source: dict[str, s
     if _digest(found) != source["sha256"]:
         raise BackboneError(
             f"{source['name']}: is not the backbone that this model was saved without (its weights are others); give the "
-            "one that it was trained on, at the same place or by from_pretrained(…, backbone=…)"
+            "one that it was trained on, at the same place or by --backbone, from_pretrained(…, backbone=…)"
         )
     own = model.state_dict()
     with torch.no_grad():
@@ -97,7 +97,7 @@ def _backbone_weights(model: RecurrentMemoryModel, name: str, dtype: str | None 
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise BackboneError(
             f"{name}: the backbone of this model cannot be loaded ({reason}); if it is elsewhere, say where "
-            "with from_pretrained(…, backbone=…)"
+            "with --backbone, from_pretrained(…, backbone=…)"
         ) from error
     return cast(dict[str, Tensor], backbone.state_dict())
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from recurrent_memory import MemoryConfig, MemoryState, RecurrentMemoryModel
-from tiny_models import tiny_backbone, tiny_model
+from tiny_models import prose, tiny_backbone, tiny_model, tiny_tokenizer
 
 
 def test_a_model_folder(rmt: Any, folder: Path) -> None:
@@ -36,6 +37,39 @@ def test_a_model_that_was_saved_without_its_backbone(rmt: Any, tmp_path: Path) -
     )
     assert f"The rest of its weights is that of {tmp_path / 'plain'}.\n" in rmt("info", tmp_path / "lean").out
     assert rmt("info", tmp_path / "lean", "--json").json["backbone_source"] == str(tmp_path / "plain")
+
+
+def test_the_backbone_of_such_a_model_may_be_elsewhere(rmt: Any, tmp_path: Path) -> None:
+    tiny_backbone().save_pretrained(tmp_path / "plain")
+    model, lean, moved = (
+        RecurrentMemoryModel.from_backbone(tmp_path / "plain", MemoryConfig(2, 16)),
+        tmp_path / "lean",
+        tmp_path / "moved",
+    )
+    model.save_pretrained(lean, backbone=tmp_path / "plain")
+    tiny_tokenizer().save_pretrained(lean)
+    tiny_tokenizer().save_pretrained(tmp_path / "plain")
+    text = tmp_path / "text.txt"
+    text.write_text(prose(20), "utf-8")
+    state, eval_lm = tmp_path / "a.safetensors", ["--task", "lm", "--text", text, "--max-tokens", "64", "--out"]
+    commands = [
+        ["read", text, "--model", lean, "--out", state],
+        ["ask", state, "Where is Mary?"],
+        ["generate", "--state", state, "--max-new-tokens", "3"],
+        ["eval", lean, *eval_lm, tmp_path / "lm"],
+    ]
+    assert [rmt(*command).status for command in commands[:3]] == [0, 0, 0]
+    (tmp_path / "plain").rename(moved)
+    for command in commands:
+        if command[0] == "read":
+            command[-1] = tmp_path / "b.safetensors"
+        assert "if it is elsewhere, say where with --backbone" in rmt(*command).error
+        assert rmt(*command, "--backbone", moved).status == 0
+    assert (tmp_path / "b.safetensors").stat().st_size == state.stat().st_size
+    assert torch.equal(MemoryState.load(state).memory, MemoryState.load(tmp_path / "b.safetensors").memory)
+    window = ["eval", moved, "--window", "16", *eval_lm, tmp_path / "window"]
+    assert rmt(*window, "--backbone", moved).error.endswith("moved has no memory, and is whole; leave it out")
+    assert rmt(*window).status == 0
 
 
 def test_a_model_without_a_memory(rmt: Any, tmp_path: Path) -> None:

@@ -171,7 +171,8 @@ def test_a_backbone_may_be_elsewhere(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "lean", backbone=tmp_path / "backbone")
     (tmp_path / "backbone").rename(tmp_path / "moved")
     with pytest.raises(
-        BackboneError, match=r"cannot be loaded .*; if it is elsewhere, say where with from_pretrained\(…, backbone=…\)"
+        BackboneError,
+        match=r"cannot be loaded .*; if it is elsewhere, say where with --backbone, from_pretrained\(…, backbone=…\)",
     ):
         RecurrentMemoryModel.from_pretrained(tmp_path / "lean")
     loaded = RecurrentMemoryModel.from_pretrained(tmp_path / "lean", backbone=tmp_path / "moved")

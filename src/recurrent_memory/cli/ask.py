@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from .common import Common, Debug, Device, Dtype, Json, Model, Seed, Threads, read_argument
+from .common import Backbone, Common, Debug, Device, Dtype, Json, Model, Seed, Threads, read_argument
 
 
 def ask(
     state: Annotated[str, typer.Argument(metavar="STATE", help="A state file that `rmt read` wrote.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="In words; `-`: from standard input.")],
     model: Model = None,
+    backbone: Backbone = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="The longest answer, in tokens.")] = 16,
     as_json: Json = False,
     device: Device = "auto",
@@ -28,7 +29,7 @@ def ask(
 
     Example: rmt ask book.safetensors "Where is Mary?"
     """
-    common = Common(as_json, device, dtype, threads, seed, debug)
+    common = Common(as_json, device, dtype, threads, seed, debug, backbone=backbone)
     asked = read_argument(question)
     loaded, tokenizer, memory = common.load_state(state, model)
     from ..inference.asking import ask as ask_memory

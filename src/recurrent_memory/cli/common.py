@@ -19,6 +19,8 @@ import typer
 from ..errors import ConfigError, InputError, RecurrentMemoryError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ..model import RecurrentMemoryModel
     from ..state import MemoryState
 
@@ -45,6 +47,14 @@ Fast = Annotated[
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; by default one for each core.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of all that is random.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        help="Where the backbone is, for a model saved without it (save_backbone: false).",
+        metavar="FOLDER",
+    ),
+]
 Model = Annotated[str | None, typer.Option("--model", help="A model folder, or a hub id.", metavar="MODEL")]
 
 
@@ -60,6 +70,7 @@ class Common:
         seed: Of all that is random; None: another one each time.
         debug: Whether to show tracebacks.
         fast: The model's `fast`.
+        backbone: Where the model's backbone is, if it was saved without it and that has moved.
     """
 
     as_json: bool = False
@@ -69,6 +80,7 @@ class Common:
     seed: int | None = None
     debug: bool = False
     fast: str = "auto"
+    backbone: str | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= 1024:
@@ -94,11 +106,18 @@ class Common:
         self.use_threads()
         if self.seed is not None:
             torch.manual_seed(self.seed)
-        model, tokenizer = load_model(name, self.device, self.dtype)
-        if not getattr(model.backbone, "is_quantized", False):  # in 4 bits the sum would be rounded once more
-            model.merge_adapters()
+        model, tokenizer = load_model(name, self.device, self.dtype, backbone=self.backbone, merged=True)
         model.fast = self.fast
         return model, tokenizer
+
+    def load_plain_model(self, name: str) -> tuple[PreTrainedModel, Any]:
+        """A model without a memory, and its tokenizer."""
+        from ..evaluation.perplexity_window import load_plain_model
+
+        if self.backbone is not None:
+            raise ConfigError(f"--backbone {self.backbone}: {name} has no memory, and is whole; leave it out")
+        self.use_threads()
+        return load_plain_model(name, self.device, self.dtype)
 
     def load_state(self, path: str, model: str | None) -> tuple[RecurrentMemoryModel, Any, MemoryState]:
         """A state, the model that wrote it (or the one named), and its tokenizer."""

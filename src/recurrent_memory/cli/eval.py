@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from ..errors import ConfigError
-from .common import Common, Debug, Device, Dtype, Fast, Json, Threads
+from .common import Backbone, Common, Debug, Device, Dtype, Fast, Json, Threads
 from .read import stoppable
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def evaluate(
         str | None,
         typer.Argument(metavar="[MODEL]", help="A model folder, or a hub id; the shipped model if left out."),
     ] = None,
+    backbone: Backbone = None,
     task: Annotated[
         str,
         typer.Option(
@@ -118,7 +119,7 @@ def evaluate(
 
     Example: rmt eval models/small --task detect --lengths 1k,16k,256k --samples 50 --out results/detect
     """
-    common = Common(as_json, device, dtype, threads, seed, debug, fast)
+    common = Common(as_json, device, dtype, threads, seed, debug, fast, backbone)
     if out is None:
         raise typer.BadParameter("it is missing; name the folder to write", param_hint="--out")
     of_lm = {

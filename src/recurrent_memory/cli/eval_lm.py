@@ -139,7 +139,7 @@ def evaluate_text(
 
 def _load(common: Common, model: str | None, what: TextEvaluation) -> tuple[TextReading, Any]:
     from ..evaluation.perplexity import MemoryReading
-    from ..evaluation.perplexity_window import WindowReading, has_memory, load_plain_model
+    from ..evaluation.perplexity_window import WindowReading, has_memory
 
     if model is None or has_memory(model):
         loaded, tokenizer = common.load_model(model)
@@ -152,8 +152,7 @@ def _load(common: Common, model: str | None, what: TextEvaluation) -> tuple[Text
         raise typer.BadParameter(
             "is missing: the model has no memory; give the tokens that it attends to", param_hint="--window"
         )
-    common.use_threads()
-    plain, tokenizer = load_plain_model(model, common.device, common.dtype)
+    plain, tokenizer = common.load_plain_model(model)
     return WindowReading(plain, what.window, what.stride), tokenizer
 
 

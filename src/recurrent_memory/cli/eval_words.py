@@ -49,7 +49,7 @@ def evaluate_words(
 
 def _load(common: Common, model: str | None, window: int | None) -> tuple[WordReader, Any]:
     from ..evaluation.last_word import MemoryWords, WindowWords
-    from ..evaluation.perplexity_window import has_memory, load_plain_model
+    from ..evaluation.perplexity_window import has_memory
 
     if model is None or has_memory(model):
         if window is not None:
@@ -62,8 +62,7 @@ def _load(common: Common, model: str | None, window: int | None) -> tuple[WordRe
         raise typer.BadParameter(
             "is missing: the model has no memory; give the tokens that it attends to", param_hint="--window"
         )
-    common.use_threads()
-    plain, tokenizer = load_plain_model(model, common.device, common.dtype)
+    plain, tokenizer = common.load_plain_model(model)
     return WindowWords(plain, window), tokenizer
 
 

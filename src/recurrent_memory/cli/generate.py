@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError, InputError
-from .common import Common, Debug, Device, Dtype, Json, Model, Seed, Threads, read_argument
+from .common import Backbone, Common, Debug, Device, Dtype, Json, Model, Seed, Threads, read_argument
 
 
 def generate(
@@ -25,6 +25,7 @@ def generate(
         str | None, typer.Option("--prompt-file", metavar="FILE", help="Continue this file's text.")
     ] = None,
     model: Model = None,
+    backbone: Backbone = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", metavar="N", help="At most so many; 0: until the text ends, or Ctrl-C.")
     ] = 200,
@@ -50,7 +51,7 @@ def generate(
     Example: rmt generate --prompt "Mary went to the" --max-new-tokens 20
     """
     seed = seed if seed is not None else secrets.randbits(32)
-    common = Common(as_json, device, dtype, threads, seed, debug)
+    common = Common(as_json, device, dtype, threads, seed, debug, backbone=backbone)
     if prompt is not None and prompt_file is not None:
         raise ConfigError("--prompt and --prompt-file are two prompts; give one of them")
     if state is None and prompt is None and prompt_file is None:

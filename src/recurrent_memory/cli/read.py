@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from .common import Common, Debug, Device, Dtype, Fast, Json, Model, Notes, Seed, Threads
+from .common import Backbone, Common, Debug, Device, Dtype, Fast, Json, Model, Notes, Seed, Threads
 
 
 def read(
@@ -21,6 +21,7 @@ def read(
     ] = None,
     out: Annotated[str | None, typer.Option("--out", metavar="STATE", help="The state file to write.")] = None,
     model: Model = None,
+    backbone: Backbone = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a reading that was interrupted.")] = False,
     append_to: Annotated[
         str | None,
@@ -59,7 +60,7 @@ def read(
     """
     from ..models import recorded_name
 
-    common = Common(as_json, device, dtype, threads, seed, debug, fast)
+    common = Common(as_json, device, dtype, threads, seed, debug, fast, backbone)
     out = out if out is not None else append_to
     if out is None:
         raise typer.BadParameter("it is missing; name the state file to write", param_hint="--out")

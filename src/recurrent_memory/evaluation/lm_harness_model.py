@@ -54,6 +54,7 @@ class RecurrentMemoryLM(TemplateLM):
         layout: "continue": prompt and answer go on with the text. "ask": the prompt up to its last `question_start` is read
             and folded, and the question stands in a fresh segment, as `rmt ask` has it.
         question_start: Where the question begins; it belongs to it.
+        backbone: Where the backbone of a model is that was saved without it, if that has moved.
         max_batch_size: Only so that the harness may name it: nothing is found out automatically.
         **unknown: Refused.
 
@@ -78,13 +79,14 @@ class RecurrentMemoryLM(TemplateLM):
         layout: str = "continue",
         question_start: str = "\n",
         max_batch_size: int | None = None,
+        backbone: str | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
         if unknown:
             raise ConfigError(
                 f"model_args: {', '.join(sorted(unknown))} is not known; it takes pretrained, batch_size, device, dtype, "
-                "max_gen_toks, layout and question_start"
+                "max_gen_toks, layout, question_start and backbone"
             )
         self.batch_size = _at_least_one("batch_size", batch_size)
         self.max_gen_toks = _at_least_one("max_gen_toks", max_gen_toks)
@@ -98,7 +100,9 @@ class RecurrentMemoryLM(TemplateLM):
                 raise ConfigError("tokenizer: goes with a loaded model; that of a folder lies in it")
             # The harness's command says cuda:0 where nobody has said anything.
             is_default = device == "cuda:0" and not torch.cuda.is_available()
-            pretrained, tokenizer = load_model(pretrained, "auto" if is_default else device, dtype)
+            pretrained, tokenizer = load_model(
+                pretrained, "auto" if is_default else device, dtype, backbone=backbone, merged=True
+            )
         elif tokenizer is None:
             raise ConfigError("tokenizer is missing; a loaded model needs it beside it")
         check_writes_text(pretrained)

@@ -29,7 +29,12 @@ def default_model(device: str = "auto", dtype: str = "auto") -> tuple[RecurrentM
 
 
 def load_model(
-    name_or_path: str | Path | None = None, device: str = "auto", dtype: str = "auto"
+    name_or_path: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    backbone: str | Path | None = None,
+    merged: bool = False,
 ) -> tuple[RecurrentMemoryModel, Any]:
     """Load a recurrent-memory model and its tokenizer.
 
@@ -38,6 +43,9 @@ def load_model(
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps" …
         dtype: "float32", "bfloat16", "float16", "float64", or "auto": float32 on a CPU, the model's own elsewhere. "int8":
             see `RecurrentMemoryModel.to_int8`.
+        backbone: Where the backbone of a model is that was saved without it; by default where it was when it was saved.
+        merged: Whether adapters are added to the weights below them, where these are numbers of more than 4 or 8 bits: to
+            read with, faster; not to train further.
 
     Returns:
         The model, in evaluation mode, and the tokenizer that lies beside it.
@@ -56,7 +64,10 @@ def load_model(
 
     from ..model import RecurrentMemoryModel
 
-    model = RecurrentMemoryModel.from_pretrained(place, **({} if number is None else {"dtype": number}))
+    given = {"dtype": number, "backbone": backbone}
+    model = RecurrentMemoryModel.from_pretrained(place, **{k: v for k, v in given.items() if v is not None})
+    if merged and not getattr(model.backbone, "is_quantized", False):  # in 4 bits the sum would be rounded once more
+        model.merge_adapters()
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
