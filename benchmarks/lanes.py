@@ -23,6 +23,7 @@ from .models import load
 from .reading import PLAIN, text_of
 
 LANES, ALONE, INT8 = "ours, lanes", "ours, one by one", "ours, lanes, int8"
+COMPILED = "ours, lanes, compiled"
 PLAIN_BATCH = f"{PLAIN}, one batch"
 PLAIN_ALONE = f"{PLAIN}, one by one"
 MOST = 16
@@ -37,6 +38,9 @@ def run(setting: Setting, peak: Peak) -> Report:
     length = model.memory_config.segment_length
     tokens = max(1, setting.max_tokens // MOST // length) * length
     ways: dict[str, Read] = {LANES: partial(lanes, model), ALONE: partial(one_by_one, model)}
+    compiled = copy.deepcopy(model)
+    compiled.fast = "compile"
+    ways[COMPILED] = partial(lanes, compiled)
     rounded = copy.deepcopy(model)
     try:
         rounded.to_int8()
@@ -61,7 +65,7 @@ def run(setting: Setting, peak: Peak) -> Report:
         add_ratios(rows, PLAIN_ALONE)
         if PLAIN_BATCH in running:
             theirs = ways[PLAIN_BATCH](ids)
-            for row in (row for row in rows if row["contender"] in (LANES, ALONE, INT8)):
+            for row in (row for row in rows if row["contender"] in (LANES, ALONE, COMPILED, INT8)):
                 read, is_exact = running[row["contender"]](ids), row["contender"] != INT8
                 row["memory_difference_from_plain"] = plain_loop.memory_difference(read, theirs, is_exact=is_exact)
         report.rows += rows
