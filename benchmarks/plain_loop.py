@@ -63,9 +63,15 @@ def memory_difference(ours: Tensor, plain: Tensor, *, is_exact: bool = True) -> 
     return float(difference.max() / largest)
 
 
-def train(model: RecurrentMemoryModel, ids: Tensor) -> Tensor:
-    """Backpropagation through all segments at once; gradients are added to `.grad`. The loss, `[]`."""
+def train(model: RecurrentMemoryModel, ids: Tensor, labels: Tensor) -> Tensor:
+    """Backpropagation through all segments at once; gradients are added to `.grad`. The loss, `[]`.
+
+    Args:
+        model: Gives the weights; nothing else of it is used.
+        ids: `[B, T]`.
+        labels: `[B, T]`, those of `ids` that are to be predicted; -100 elsewhere.
+    """
     _, logits = segments(model, ids, model.memory.initial(ids.shape[0])["memory"])
-    loss = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     loss.backward()
     return loss.detach()

@@ -2,14 +2,16 @@
 
     python -m benchmarks --only training [--model small|135m|smollm2|shipped|FOLDER] [--max-tokens 8192]
 
-Language modelling of one text of 1 … 64 segments. All three must find the same loss, and the same gradient of the first
-memory.
+One text of 1 … 64 segments, with a label at every position (language modelling), and with labels at the last few alone (a task
+and its answer): the published code computes all logits then too. All must find the same loss, and the same gradient of the
+first memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -17,12 +19,14 @@ from recurrent_memory import RecurrentMemoryModel
 from recurrent_memory.training.bptt import Backpropagation, backpropagate
 
 from . import plain_loop
-from .common import Budget, Contender, Peak, Report, Setting, measure
+from .common import Budget, Contender, Peak, Report, Setting, add_ratios, measure
 from .models import load
 from .reading import text_of
 
 MAX_SEGMENTS = 64
+ANSWER = 8
 PLAIN = "plain research loop"
+Step = Callable[[Tensor, Tensor], Tensor]
 
 
 def run(setting: Setting, peak: Peak) -> Report:
@@ -30,34 +34,54 @@ def run(setting: Setting, peak: Peak) -> Report:
     report = Report("training", "segments", ("tokens_per_s", "peak_memory_mb"))
     model = load(setting.model, setting.device, setting.seed).train()
     length = model.memory_config.segment_length
-    steps: dict[str, Callable[[Tensor], Tensor]] = {
-        "ours, full": lambda ids: _ours(model, ids, Backpropagation("full")),
-        "ours, recomputed": lambda ids: _ours(model, ids, Backpropagation("recompute")),
-        PLAIN: lambda ids: plain_loop.train(model, ids),
+    steps: dict[str, Step] = {
+        "ours, full": partial(_ours, model, Backpropagation("full")),
+        "ours, recomputed": partial(_ours, model, Backpropagation("recompute")),
+        PLAIN: partial(plain_loop.train, model),
     }
     budget = Budget(setting, report)
     most = max(1, min(MAX_SEGMENTS, setting.max_tokens // length))
     for segments in [2**power for power in range(most.bit_length())]:
         ids = text_of(model.view.vocab_size, segments * length, setting)
-        running = [name for name in steps if budget.allows(name, segments, segments=segments)]
-        losses, gradients = {}, {}
-        for name in running:
-            model.zero_grad()
-            losses[name] = steps[name](ids)
-            gradients[name] = model.memory.initial_memory.grad.clone()
-        contenders = [Contender(name, partial(steps[name], ids), model.zero_grad) for name in running]
-        for row in measure(contenders, ids.numel(), setting, peak, segments=segments):
-            name = row["contender"]
-            budget.took(name, segments, row["median_s"])
-            if PLAIN in losses:
-                row["loss_difference_from_plain"] = float((losses[name] / losses[PLAIN] - 1).abs())
-                scale = gradients[PLAIN].abs().max()
-                row["gradient_difference_from_plain"] = float((gradients[name] - gradients[PLAIN]).abs().max() / scale)
-            report.rows.append({**row, "loss": float(losses[name])})
+        everywhere, answer = ids.clone(), ids.clone()
+        answer[:, :-ANSWER] = -100
+        everywhere[:, 0] = answer[:, 0] = -100  # nothing stands before it
+        for labels, suffix in ((everywhere, ""), (answer, ", an answer")):
+            ways = {name + suffix: partial(step, ids, labels) for name, step in steps.items()}
+            ways = {name: way for name, way in ways.items() if budget.allows(name, segments, segments=segments)}
+            report.rows += _compared(model, ways, PLAIN + suffix, ids.numel(), setting, peak, budget, segments)
     return report
 
 
-def _ours(model: RecurrentMemoryModel, ids: Tensor, method: Backpropagation) -> Tensor:
-    labels = ids.clone()
-    labels[:, 0] = -100  # nothing stands before it
+def _compared(
+    model: RecurrentMemoryModel,
+    ways: dict[str, Callable[[], Tensor]],
+    plain: str,
+    tokens: int,
+    setting: Setting,
+    peak: Peak,
+    budget: Budget,
+    segments: int,
+) -> list[dict[str, Any]]:
+    """A row for each way, with its time beside the plain one's, and how far its loss and gradient are off."""
+    losses, gradients = dict[str, Tensor](), dict[str, Tensor]()
+    for name, way in ways.items():
+        model.zero_grad()
+        losses[name] = way()
+        gradients[name] = model.memory.initial_memory.grad.clone()
+    contenders = [Contender(name, way, model.zero_grad) for name, way in ways.items()]
+    rows = measure(contenders, tokens, setting, peak, segments=segments)
+    for row in rows:
+        name = row["contender"]
+        budget.took(name, segments, row["median_s"])
+        row["loss"] = float(losses[name])
+        if plain in losses:
+            row["loss_difference_from_plain"] = float((losses[name] / losses[plain] - 1).abs())
+            scale = gradients[plain].abs().max()
+            row["gradient_difference_from_plain"] = float((gradients[name] - gradients[plain]).abs().max() / scale)
+    add_ratios(rows, plain)
+    return rows
+
+
+def _ours(model: RecurrentMemoryModel, method: Backpropagation, ids: Tensor, labels: Tensor) -> Tensor:
     return backpropagate(model, ids, labels, method=method).loss

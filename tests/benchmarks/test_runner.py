@@ -25,12 +25,15 @@ CONTENDERS = {
     "lanes": {
         "ours, lanes",
         "ours, one by one",
+        "ours, lanes, compiled",
         "ours, lanes, int8",
         "plain research loop, one batch",
         "plain research loop, one by one",
     },
     "generation": {"ours", "ours without cache", "full attention, KV cache"},
-    "training": {"ours, full", "ours, recomputed", "plain research loop"},
+    "training": {
+        name + of for name in ("ours, full", "ours, recomputed", "plain research loop") for of in ("", ", an answer")
+    },
     "scaling": {"ours", "full attention, KV cache"},
 }
 
