@@ -125,7 +125,7 @@ def changes_after(out: Path, keep: float) -> list[float]:
     )
     args = arguments(out, eval_steps=30, logging_steps=5)
     train_curriculum(model, args, examples=examples, curriculum=Curriculum((stage,)), num_eval_examples=2)
-    ids = torch.tensor([examples.begin(random.Random(0), 64)[0].slice(0, 256).tolist()])
+    ids = torch.tensor([examples.begin(random.Random(0), 64, lambda n: [0] * n)[0].slice(0, 256).tolist()])
     state, changes = model.initial_state(1), list[float]()
     with torch.no_grad():
         for segment in ids.split(32, 1):

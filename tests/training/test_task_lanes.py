@@ -153,10 +153,47 @@ def test_facts_come_after_a_while() -> None:
     assert told < steps
 
 
-def test_a_waiting_lane_goes_on_where_it_stood() -> None:
+@pytest.mark.parametrize("first_segments", [8, 10])
+def test_facts_come_apart(first_segments: int) -> None:
+    model, num_segments = model_of(), 8
+    noise = [["Nothing was heard, and nothing was seen there. " * 400]]
+    examples = TaskExamples((load_task("reason"),), noise, tiny_tokenizer(), LENGTH, partial=0.3)
+    carried = Carried(24.0, drop_lost=False, first_segments=first_segments, spread=False, wait=True, apart=True)
+    lanes = TaskLanes(model, examples, carried, num_lanes=6, num_segments=num_segments, seed=5)
+    texts, said, gaps = [""] * 6, [list[int]() for _ in range(6)], list[int]()
+    for step in range(60):
+        lives = lanes.standing()["lives"]
+        batch = read(lanes, model, step)
+        without = batch.get("unanswerable", torch.zeros(6, dtype=torch.bool)).tolist()
+        for row, (ids, length) in enumerate(zip(batch["input_ids"], batch["text_lengths"].tolist(), strict=True)):
+            if lives[row]["tokens"] == 0:
+                texts[row], said[row] = "", []
+            step_text = tiny_tokenizer().decode(ids[:length])
+            texts[row] += step_text
+            told = step_text.count(" of the ")
+            if told:
+                assert not lanes.nothing_said[row]
+                said[row] += [step] * told
+                assert length >= min(first_segments, 8) * LENGTH - LENGTH
+            elif lives[row]["tokens"]:
+                assert lanes.nothing_said[row]
+            assert len(said[row]) == texts[row].count(" of the ") <= 2, "no fact is cut in two by the end of a step"
+            assert without[row] == (len(said[row]) < 2)
+            if told and len(said[row]) == 2:
+                gaps.append(said[row][1] - said[row][0])
+    assert len(gaps) >= 20  # told in one of three steps, once or twice in a life
+    assert 0 < gaps.count(0) < len(gaps)  # a third, together
+    assert max(gaps) > 2
+    with pytest.raises(ConfigError, match="apart: facts come apart in carried lanes that wait"):
+        Carried(apart=True)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_waiting_lane_goes_on_where_it_stood(apart: bool) -> None:
     model = model_of()
-    carried = Carried(12.0, drop_lost=False, first_segments=2, wait=True)
-    lanes, other = lanes_of(model, carried), lanes_of(model, carried)
+    carried = Carried(12.0, drop_lost=False, first_segments=8, wait=True, apart=apart)
+    task = "reason" if apart else "detect"
+    lanes, other = (TaskLanes(model, examples_of(task), carried, num_lanes=3, num_segments=4, seed=0) for _ in range(2))
     for step in range(7):
         read(lanes, model, step)
     other.restore(lanes.standing(), lanes.memory_values())

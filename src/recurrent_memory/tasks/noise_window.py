@@ -117,18 +117,20 @@ class NoiseWindow:
         self._text = self._text[char:]
         self.first += count
 
-    def put(self, spots: Sequence[tuple[int, str]], boundary: Boundary, limit: int | None = None) -> Insert:
+    def put(self, spots: Sequence[tuple[int, str]], boundary: Boundary, limits: Sequence[int | None] = ()) -> Insert:
         """What changes when sentences are put in, each at the end of the sentence, or of the word, that a token is in.
 
         Args:
             spots: `(token, sentence)`, in order; they change one stretch of tokens together.
-            boundary: "sentence" or "word". Where no sentence ends for 1,000 characters, or before `limit`, it is a word.
-            limit: The last token at which a sentence may be put.
+            boundary: "sentence" or "word". Where no sentence ends for 1,000 characters, or before its limit, it is a word.
+            limits: The last token at which each sentence may be put, or None; empty: none has a limit.
 
         Raises:
             InputError: if the text around cannot be tokenized on its own.
         """
-        return self._changed(self._places(spots, boundary, limit), [f" {sentence}" for _, sentence in spots])
+        return self._changed(
+            self._places(spots, boundary, limits or [None] * len(spots)), [f" {sentence}" for _, sentence in spots]
+        )
 
     def open(self, sentences: Sequence[str]) -> Insert:
         """What changes when the text begins with these sentences."""
@@ -138,12 +140,11 @@ class NoiseWindow:
             pieces[-1] += " "
         return self._changed([0] * len(pieces), pieces)
 
-    def _places(self, spots: Sequence[tuple[int, str]], boundary: Boundary, limit: int | None) -> list[int]:
+    def _places(self, spots: Sequence[tuple[int, str]], boundary: Boundary, limits: Sequence[int | None]) -> list[int]:
         """Characters of the window."""
         self.extend(spots[-1][0] + 1)
         while len(self._text) <= self._char(spots[-1][0]) + SENTENCE_REACH_CHARS:
             self.extend(self.stop + 1)
-        last = len(self._text) if limit is None else self._char(limit)
         begin = self._char(self._word_start(max(self.first, spots[0][0] - _CONTEXT_TOKENS[0]), -1))
         end = min(len(self._text), self._char(spots[-1][0]) + SENTENCE_REACH_CHARS + 1)
         words = [begin + place for place in word_ends(self._text[begin:end])]
@@ -151,8 +152,9 @@ class NoiseWindow:
             [match.end() for match in SENTENCE_END.finditer(self._text, begin, end)] if boundary == "sentence" else []
         )
         places: list[int] = []
-        for token, _ in spots:
+        for (token, _), limit in zip(spots, limits, strict=True):
             char = self._char(token)
+            last = len(self._text) if limit is None else self._char(limit)
             found = bisect_left(ends, char)
             if found < len(ends) and ends[found] <= min(char + SENTENCE_REACH_CHARS, last):
                 places.append(ends[found])
@@ -226,7 +228,7 @@ class SampleText:
         facts: The sentences.
         targets: The token of the noise at which each is put, in order; empty: they begin the text.
         boundary: Where sentences may stand.
-        limit: The last token of the noise at which a sentence may be put.
+        limit: The last token of the noise at which a sentence may be put; of each of them, if there are several.
     """
 
     def __init__(
@@ -235,9 +237,10 @@ class SampleText:
         facts: Sequence[str],
         targets: Sequence[int],
         boundary: Boundary = "sentence",
-        limit: int | None = None,
+        limit: int | Sequence[int] | None = None,
     ) -> None:
-        self._window, self._limit = window, limit
+        self._window = window
+        self._limits = list(limit) if isinstance(limit, Sequence) else [limit] * len(targets)
         self._boundary: Boundary = boundary
         self._clusters = _clusters(targets, facts) if targets else []
         self._done: list[tuple[int, np.ndarray]] = []  # what stands where, up to `_position`
@@ -250,7 +253,9 @@ class SampleText:
     def slice(self, start: int, stop: int) -> np.ndarray:
         """The ids `start … stop`. Slices are taken in order; what lies before `start` is forgotten."""
         while self._clusters and self._clusters[0][0][0] - LOOK_AHEAD_TOKENS <= stop:
-            self._insert(self._window.put(self._clusters.pop(0), self._boundary, self._limit), start)
+            spots = self._clusters.pop(0)
+            limits, self._limits = self._limits[: len(spots)], self._limits[len(spots) :]
+            self._insert(self._window.put(spots, self._boundary, limits), start)
         self._done = [(at, ids) for at, ids in self._done if at + len(ids) > start]
         parts = [ids[max(0, start - at) : stop - at] for at, ids in self._done if at < stop]
         if stop > self._position:

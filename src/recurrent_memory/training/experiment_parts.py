@@ -42,6 +42,7 @@ class CarriedRecipe(Strict):
     keep: float = Field(0.0, ge=0)
     wait: bool = False
     ordinary: float = Field(0.0, ge=0, lt=1)
+    apart: bool = False
 
     def build(self) -> Carried:
         """How lanes are carried."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -108,23 +108,33 @@ class TaskExamples:
             "begin with more segments, or take longer ones"
         )
 
-    def begin(self, rng: random.Random, first_tokens: int, before: int = 0) -> tuple[SampleText, Sample]:
-        """A text without end, the facts of a sample in `first_tokens` tokens after the first `before`; and the sample.
+    def begin(
+        self, rng: random.Random, first_tokens: int, places: Callable[[int], list[int]]
+    ) -> tuple[SampleText, Sample, list[int]]:
+        """A text without end, with the facts of a sample in it.
+
+        Args:
+            rng: Draws all of it.
+            first_tokens: Each fact stands in so many tokens after a place of its own.
+            places: Gives these places, of as many facts, in order; facts with the same one stand in the same tokens.
+
+        Returns:
+            The text, the sample, and the places.
 
         Raises:
             ConfigError: if no sample fits, or something is to come before facts that begin a text.
         """
         task = self.tasks[rng.randrange(len(self.tasks))]
-        if before and task.placement == "first":
+        sample, targets, limit = draw_placed(task, self._encoder, first_tokens, rng)
+        starts = places(max(1, len(targets)))
+        if starts[-1] and task.placement == "first":
             raise ConfigError(
                 f"wait: the facts of {task.name!r} begin a text, and nothing can come before; leave wait out"
             )
-        sample, targets, limit = draw_placed(task, self._encoder, first_tokens, rng)
         window = NoiseWindow(self._noise(random.Random(rng.getrandbits(64))), self._tokenizer)
-        targets = [before + target for target in targets]
-        return SampleText(
-            window, sample.facts, targets, self.boundary, None if limit is None else before + limit
-        ), sample
+        targets = [start + target for start, target in zip(starts, targets, strict=False)]
+        limits = None if limit is None else [start + limit for start in starts[: len(targets)]]
+        return SampleText(window, sample.facts, targets, self.boundary, limits), sample, starts
 
     def ending(self, sample: Sample) -> Example:
         """The question, the answer after it where the model writes on, and the labels of both."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,13 +43,15 @@ class Carried:
         spread: Whether mean lifetimes go, evenly in their logarithm, from one step for the first lane up to `lifetime` for the
             last, so that facts of every age are asked for, and writing them is not forgotten for keeping them; else all lanes have
             the same.
+        apart: Whether a lane that waits does so before each further fact again, so that one is held for long when the next comes:
+            else all facts of a sample stand in `first_segments` segments, as they hardly ever do in a long text. With `wait` only.
         ordinary: The share of the lanes that begin anew in every step, as examples that are not carried do: where nothing is said
             in most steps, what is hard to write, such as a fact that the end of a segment cuts in two, is forgotten.
         keep: The weight of the loss that a memory stays as it is in steps in which nothing is said, but for a lane's first one
             (`keeping.change_of`, its mean over segments).
 
     Raises:
-        ConfigError: if a number is below 1, `keep` below 0, or `ordinary` no share below 1.
+        ConfigError: if a number is below 1, `keep` below 0, `ordinary` no share below 1, or `apart` is without `wait`.
     """
 
     lifetime: float = 1000.0
@@ -58,8 +61,11 @@ class Carried:
     keep: float = 0.0
     wait: bool = False
     ordinary: float = 0.0
+    apart: bool = False
 
     def __post_init__(self) -> None:
+        if self.apart and not self.wait:
+            raise ConfigError("apart: facts come apart in carried lanes that wait; give wait: true, or leave apart out")
         if not 0 <= self.ordinary < 1:
             raise ConfigError(f"ordinary={self.ordinary}, a share of the carried lanes, must be at least 0 and below 1")
         if not self.keep >= 0:
@@ -122,6 +128,8 @@ class TaskLane:
         max_question: The most tokens that a question and its answer may have.
         step_tokens: Tokens that it waits for in a step.
         chance: How likely it is, in a step, that it does not wait any longer; 1: it never waits.
+        told_tokens: Tokens of a step that facts are told in.
+        apart: Whether it waits before each further fact too.
 
     Raises:
         ConfigError: if a question is too long, or a lane is to wait for facts that begin a text.
@@ -136,28 +144,30 @@ class TaskLane:
         *,
         step_tokens: int = 1,
         chance: float = 1.0,
+        told_tokens: int = 1,
+        apart: bool = False,
     ) -> None:
         self._examples, self._seed = examples, seed
         self._first_tokens, self._max_question = first_tokens, max_question
-        self._step_tokens, self._chance = step_tokens, chance
-        self._before = 0
+        self._step_tokens, self._chance, self._told_tokens, self._apart = step_tokens, chance, told_tokens, apart
+        self._starts = [0]
         self.life = _Life(-1)
         self.renew()
 
     @property
     def waits(self) -> bool:
-        """Whether there is a step yet without the facts."""
-        return self.life.tokens < self._before
+        """Whether the next step is one before all facts have been read."""
+        return self.life.tokens < self._starts[-1]
 
     @property
     def tells(self) -> bool:
-        """Whether the next step has the facts."""
-        return self.life.tokens == self._before
+        """Whether the next step has facts."""
+        return self.life.tokens in self._starts
 
     @property
     def told(self) -> bool:
-        """Whether the facts have been read."""
-        return self.life.tokens > self._before
+        """Whether all facts have been read."""
+        return self.life.tokens > self._starts[-1]
 
     @property
     def begins(self) -> bool:
@@ -171,15 +181,27 @@ class TaskLane:
     def _begin(self, life: _Life) -> None:
         self.life = life
         rng = random.Random(f"{self._seed}/{life.number}")
-        if self._chance < 1:
-            self._before = self._step_tokens * int(math.log(1 - rng.random()) / math.log(1 - self._chance))
-        self._text, sample = self._examples.begin(rng, self._first_tokens, self._before)
+        before = self._step_tokens * self._steps(rng) if self._chance < 1 else 0
+        self._text, sample, self._starts = self._examples.begin(rng, self._first_tokens, partial(self._places, before))
         self._ending = self._examples.ending(sample)
         if len(self._ending["input_ids"]) > self._max_question:
             raise ConfigError(
                 f"a question with its answer has {len(self._ending['input_ids'])} tokens, more than a segment "
                 f"({self._max_question}); take a greater segment_length"
             )
+
+    def _steps(self, rng: random.Random) -> int:
+        """Steps to wait for."""
+        return int(math.log(1 - rng.random()) / math.log(1 - self._chance))
+
+    def _places(self, before: int, num_facts: int) -> list[int]:
+        """Where the step begins that each fact is told in. A fact that comes after no wait is told with the one before it."""
+        starts = [before]
+        rng = random.Random(f"{self._seed}/{self.life.number}/apart")
+        for _ in range(num_facts - 1):
+            steps = self._steps(rng) if self._apart and self._chance < 1 else 0
+            starts.append(starts[-1] + (self._told_tokens + (steps - 1) * self._step_tokens if steps else 0))
+        return starts
 
     def take(self, num_tokens: int) -> Example:
         """The next tokens of the text, and the question after them."""
@@ -236,12 +258,14 @@ class TaskLanes:
                 self._length,
                 step_tokens=num_segments * self._length,
                 chance=chance if carried.wait else 1.0,
+                told_tokens=max(carried.first_segments, num_segments) * self._length,
+                apart=carried.apart,
             )
             for number, chance in zip(self._numbers, self._chances, strict=True)
         ]
         self.state = model.initial_state(num_lanes)
         self.nothing_said = torch.zeros(num_lanes, dtype=torch.bool)
-        """`[B]` the lanes that neither begin nor tell their facts in this step."""
+        """`[B]` the lanes that neither begin nor tell facts in this step."""
         self.mean_age = 0.0
 
     def next(self, step: int) -> tuple[dict[str, Tensor], MemoryState]:
@@ -254,12 +278,12 @@ class TaskLanes:
         examples: list[Example] = []
         self.nothing_said = torch.tensor([not (lane.begins or lane.tells) for lane in self._lanes])
         for number, lane in zip(self._numbers, self._lanes, strict=True):
-            if lane.waits:
-                examples.append({**lane.take(self._num_segments * self._length), "unanswerable": True})
-                continue
-            rng = random.Random(f"{self._seed}/{number}/{step}")
             segments = max(self._carried.first_segments, self._num_segments) if lane.tells else self._num_segments
             tokens = segments * self._length
+            if lane.waits:
+                examples.append({**lane.take(tokens), "unanswerable": True})
+                continue
+            rng = random.Random(f"{self._seed}/{number}/{step}")
             if rng.random() < self._examples.partial:
                 tokens -= rng.randrange(self._length)
             examples.append(lane.take(max(tokens, self._carried.first_segments * self._length if lane.tells else 1)))
