@@ -96,7 +96,7 @@ def test_few_checkpoints_are_kept_and_the_best_is_one(tmp_path: Path, monkeypatc
 def test_of_equally_accurate_ones_the_best_has_the_lowest_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, [0.5, 1.0, 1.0, 1.0, 0.9], losses=[0.1, 0.7, 0.3, 0.4, 0.2])
     _, (result,), _ = run(tmp_path, Curriculum.of([2], max_steps=10))
-    assert (Path(result.checkpoint).name, result.accuracy) == ("checkpoint-6", 1.0)
+    assert (Path(result.checkpoint).name, result.accuracy, result.loss) == ("checkpoint-6", 1.0, 0.3)
 
 
 def test_the_best_may_be_the_one_with_the_lowest_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_the_best_may_be_the_one_with_the_lowest_loss(tmp_path: Path, monkeypatc
         model, arguments(tmp_path, eval_steps=2), examples=CopyTask(), curriculum=Curriculum.of([2], max_steps=6),
         best_by="loss",
     )  # fmt: skip
-    assert (Path(result.checkpoint).name, result.loss, result.accuracy) == ("checkpoint-4", 1.0, 0.9)
+    assert (Path(result.checkpoint).name, result.loss, result.accuracy) == ("checkpoint-4", 1.0, 0.1)
     assert torch.equal(model.memory.initial_memory, memory_of(result.checkpoint))
 
 

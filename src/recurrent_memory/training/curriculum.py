@@ -130,8 +130,8 @@ class StageResult:
         num_segments: The largest number of segments of its examples.
         num_steps: Optimizer steps taken.
         checkpoint: The folder of its best checkpoint; the last one, where nothing was measured.
-        accuracy: The best held-out accuracy; None where nothing was measured.
-        loss: The lowest held-out loss; None likewise.
+        accuracy: Its held-out accuracy; None where it was not measured.
+        loss: Its held-out loss; None likewise.
     """
 
     num_segments: int
@@ -272,15 +272,17 @@ def _result(folder: Path, stage: Stage) -> StageResult | None:
         return None
     state = TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
     measured = [row["eval_accuracy"] for row in state.log_history if "eval_accuracy" in row]
-    losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
     reached = stage.target_accuracy is not None and max(measured, default=0.0) >= stage.target_accuracy
     if not reached and state.global_step < stage.max_steps:
         return None
     # Found by its step: the folder may have been moved since it was written.
     best = folder / f"checkpoint-{state.best_global_step}"
     checkpoint = best if state.best_global_step and best.is_dir() else Path(last)
-    best_values = max(measured, default=None), min(losses, default=None)
-    return StageResult(stage.num_segments, state.global_step, str(checkpoint), *best_values)
+    at = int(checkpoint.name.rpartition("-")[2])
+    found = next((row for row in state.log_history if row["step"] == at and "eval_loss" in row), dict[str, Any]())
+    return StageResult(
+        stage.num_segments, state.global_step, str(checkpoint), found.get("eval_accuracy"), found.get("eval_loss")
+    )
 
 
 def _read_record(out: Path) -> list[StageResult]:
