@@ -8,19 +8,18 @@ sixteen texts together.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from recurrent_memory import MemoryReader, RecurrentMemoryError, RecurrentMemoryModel
+from recurrent_memory import MemoryReader, RecurrentMemoryModel
 
 from . import plain_loop
 from .common import Budget, Contender, Peak, Report, Setting, add_ratios, has_room, measure
 from .models import load
-from .reading import PLAIN, text_of
+from .reading import PLAIN, faster, text_of
 
 LANES, ALONE, INT8 = "ours, lanes", "ours, one by one", "ours, lanes, int8"
 COMPILED = "ours, lanes, compiled"
@@ -38,15 +37,7 @@ def run(setting: Setting, peak: Peak) -> Report:
     length = model.memory_config.segment_length
     tokens = max(1, setting.max_tokens // MOST // length) * length
     ways: dict[str, Read] = {LANES: partial(lanes, model), ALONE: partial(one_by_one, model)}
-    compiled = copy.deepcopy(model)
-    compiled.fast = "compile"
-    ways[COMPILED] = partial(lanes, compiled)
-    rounded = copy.deepcopy(model)
-    try:
-        rounded.to_int8()
-        ways[INT8] = partial(lanes, rounded)
-    except RecurrentMemoryError as error:
-        report.skip(INT8, str(error))
+    ways |= {name: partial(lanes, other) for name, other in faster(model, report, COMPILED, INT8)}
     ways |= {PLAIN_BATCH: partial(plain_loop.read, model), PLAIN_ALONE: partial(_plain_one_by_one, model)}
     budget = Budget(setting, report)
     for texts in (1, 4, MOST):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -47,13 +48,7 @@ def run(setting: Setting, peak: Peak) -> Report:
             model.fast = "auto"
 
     ways = {OURS: ours, SLOW: without_shortcuts}
-    for name, prepare in ((COMPILED, _compile), (INT8, RecurrentMemoryModel.to_int8)):
-        other = copy.deepcopy(model)
-        try:
-            prepare(other)
-            ways[name] = partial(_read, other)
-        except RecurrentMemoryError as error:
-            report.skip(name, str(error))
+    ways |= {name: partial(_read, other) for name, other in faster(model, report, COMPILED, INT8)}
     peers = [Peer(name, read) for name, read in ways.items()]
     peers += [Peer(PLAIN, lambda ids: plain_loop.read(model, ids), bytes_of=_logits_of(model))]
     peers += [full_attention(model), sliding_window(model), mamba(model)]
@@ -85,8 +80,20 @@ def _read(model: RecurrentMemoryModel, ids: Tensor) -> Tensor:
     return model.fold(model.read(ids)).memory
 
 
-def _compile(model: RecurrentMemoryModel) -> None:
-    model.fast = "compile"
+def faster(
+    model: RecurrentMemoryModel, report: Report, compiled: str, int8: str
+) -> Iterator[tuple[str, RecurrentMemoryModel]]:
+    """Copies of a model that read in other ways, by the names that they are to have; one that cannot be is a row that says so."""
+    other = copy.deepcopy(model)
+    other.fast = "compile"
+    yield compiled, other
+    other = copy.deepcopy(model)
+    try:
+        other.to_int8()
+    except RecurrentMemoryError as error:
+        report.skip(int8, str(error))
+        return
+    yield int8, other
 
 
 def text_of(vocab_size: int, tokens: int, setting: Setting) -> Tensor:

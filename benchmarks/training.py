@@ -21,11 +21,10 @@ from recurrent_memory.training.bptt import Backpropagation, backpropagate
 from . import plain_loop
 from .common import Budget, Contender, Peak, Report, Setting, add_ratios, measure
 from .models import load
-from .reading import text_of
+from .reading import PLAIN, text_of
 
 MAX_SEGMENTS = 64
 ANSWER = 8
-PLAIN = "plain research loop"
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -49,7 +48,10 @@ def run(setting: Setting, peak: Peak) -> Report:
         for labels, suffix in ((everywhere, ""), (answer, ", an answer")):
             ways = {name + suffix: partial(step, ids, labels) for name, step in steps.items()}
             ways = {name: way for name, way in ways.items() if budget.allows(name, segments, segments=segments)}
-            report.rows += _compared(model, ways, PLAIN + suffix, ids.numel(), setting, peak, budget, segments)
+            rows = _compared(model, ways, PLAIN + suffix, segments, setting, peak)
+            for row in rows:
+                budget.took(row["contender"], segments, row["median_s"])
+            report.rows += rows
     return report
 
 
@@ -57,11 +59,9 @@ def _compared(
     model: RecurrentMemoryModel,
     ways: dict[str, Callable[[], Tensor]],
     plain: str,
-    tokens: int,
+    segments: int,
     setting: Setting,
     peak: Peak,
-    budget: Budget,
-    segments: int,
 ) -> list[dict[str, Any]]:
     """A row for each way, with its time beside the plain one's, and how far its loss and gradient are off."""
     losses, gradients = dict[str, Tensor](), dict[str, Tensor]()
@@ -70,10 +70,10 @@ def _compared(
         losses[name] = way()
         gradients[name] = model.memory.initial_memory.grad.clone()
     contenders = [Contender(name, way, model.zero_grad) for name, way in ways.items()]
+    tokens = segments * model.memory_config.segment_length
     rows = measure(contenders, tokens, setting, peak, segments=segments)
     for row in rows:
         name = row["contender"]
-        budget.took(name, segments, row["median_s"])
         row["loss"] = float(losses[name])
         if plain in losses:
             row["loss_difference_from_plain"] = float((losses[name] / losses[plain] - 1).abs())

@@ -281,6 +281,8 @@ def test_what_it_is_told_is_checked() -> None:
         model("./nowhere")
     with pytest.raises(ConfigError, match="tokenizer is missing"):
         model(tiny_model())
+    with pytest.raises(ConfigError, match="backbone: goes with a folder"):
+        model(tiny_model(), tiny_tokenizer(), backbone="elsewhere")
     assert the_lm(batch_size="4").batch_size == 4
 
 

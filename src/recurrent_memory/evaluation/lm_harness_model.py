@@ -103,6 +103,8 @@ class RecurrentMemoryLM(TemplateLM):
             pretrained, tokenizer = load_model(
                 pretrained, "auto" if is_default else device, dtype, backbone=backbone, merged=True
             )
+        elif backbone is not None:
+            raise ConfigError("backbone: goes with a folder; a loaded model has its own")
         elif tokenizer is None:
             raise ConfigError("tokenizer is missing; a loaded model needs it beside it")
         check_writes_text(pretrained)

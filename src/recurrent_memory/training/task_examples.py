@@ -126,14 +126,15 @@ class TaskExamples:
         """
         task = self.tasks[rng.randrange(len(self.tasks))]
         sample, targets, limit = draw_placed(task, self._encoder, first_tokens, rng)
-        starts = places(max(1, len(targets)))
+        starts = places(len(sample.facts))
         if starts[-1] and task.placement == "first":
             raise ConfigError(
                 f"wait: the facts of {task.name!r} begin a text, and nothing can come before; leave wait out"
             )
         window = NoiseWindow(self._noise(random.Random(rng.getrandbits(64))), self._tokenizer)
-        targets = [start + target for start, target in zip(starts, targets, strict=False)]
-        limits = None if limit is None else [start + limit for start in starts[: len(targets)]]
+        if targets:  # else the facts begin the text
+            targets = [start + target for start, target in zip(starts, targets, strict=True)]
+        limits = None if limit is None else [start + limit for start in starts]
         return SampleText(window, sample.facts, targets, self.boundary, limits), sample, starts
 
     def ending(self, sample: Sample) -> Example:

@@ -128,7 +128,6 @@ class TaskLane:
         max_question: The most tokens that a question and its answer may have.
         step_tokens: Tokens that it waits for in a step.
         chance: How likely it is, in a step, that it does not wait any longer; 1: it never waits.
-        told_tokens: Tokens of a step that facts are told in.
         apart: Whether it waits before each further fact too.
 
     Raises:
@@ -144,12 +143,11 @@ class TaskLane:
         *,
         step_tokens: int = 1,
         chance: float = 1.0,
-        told_tokens: int = 1,
         apart: bool = False,
     ) -> None:
         self._examples, self._seed = examples, seed
         self._first_tokens, self._max_question = first_tokens, max_question
-        self._step_tokens, self._chance, self._told_tokens, self._apart = step_tokens, chance, told_tokens, apart
+        self._step_tokens, self._chance, self._apart = step_tokens, chance, apart
         self._starts = [0]
         self.life = _Life(-1)
         self.renew()
@@ -181,7 +179,7 @@ class TaskLane:
     def _begin(self, life: _Life) -> None:
         self.life = life
         rng = random.Random(f"{self._seed}/{life.number}")
-        before = self._step_tokens * self._steps(rng) if self._chance < 1 else 0
+        before = self._step_tokens * self._steps(rng)
         self._text, sample, self._starts = self._examples.begin(rng, self._first_tokens, partial(self._places, before))
         self._ending = self._examples.ending(sample)
         if len(self._ending["input_ids"]) > self._max_question:
@@ -192,15 +190,15 @@ class TaskLane:
 
     def _steps(self, rng: random.Random) -> int:
         """Steps to wait for."""
-        return int(math.log(1 - rng.random()) / math.log(1 - self._chance))
+        return int(math.log(1 - rng.random()) / math.log(1 - self._chance)) if self._chance < 1 else 0
 
     def _places(self, before: int, num_facts: int) -> list[int]:
         """Where the step begins that each fact is told in. A fact that comes after no wait is told with the one before it."""
-        starts = [before]
+        starts, told_tokens = [before], max(self._first_tokens, self._step_tokens)
         rng = random.Random(f"{self._seed}/{self.life.number}/apart")
         for _ in range(num_facts - 1):
-            steps = self._steps(rng) if self._apart and self._chance < 1 else 0
-            starts.append(starts[-1] + (self._told_tokens + (steps - 1) * self._step_tokens if steps else 0))
+            steps = self._steps(rng) if self._apart else 0
+            starts.append(starts[-1] + (told_tokens + (steps - 1) * self._step_tokens if steps else 0))
         return starts
 
     def take(self, num_tokens: int) -> Example:
@@ -258,7 +256,6 @@ class TaskLanes:
                 self._length,
                 step_tokens=num_segments * self._length,
                 chance=chance if carried.wait else 1.0,
-                told_tokens=max(carried.first_segments, num_segments) * self._length,
                 apart=carried.apart,
             )
             for number, chance in zip(self._numbers, self._chances, strict=True)
