@@ -1,4 +1,4 @@
-"""Each answer of evaluations of `reason`, with how far its two facts are apart: python places.py MODEL NOISE FOLDER …
+"""Each answer of evaluations of `reason`, with how far its two facts are apart: python places.py MODEL NOISE FOLDER ….
 
 Samples are drawn again, as `rmt eval --task reason --lengths 512,4096,32768 --samples 50 --lanes 25 --seed 7` drew them.
 """
