@@ -25,9 +25,12 @@ class Pairs:
         num_pairs: How many; of several numbers, one is drawn for each sample. In short texts those that fit are drawn.
         rewrite: Whether keys are drawn anew for each pair from half as many keys as there are pairs, so that most of them get
             a new value later on. The last one is asked for.
+        recite: How many pairs an answer has: with more than one it goes on with those that were told next, as far as there are
+            any. From a single value a model without induction heads learns next to nothing; a recitation has a label at every
+            token. For training.
 
     Raises:
-        ConfigError: if a number of pairs is below 1 or above the number of keys.
+        ConfigError: if a number of pairs is below 1 or above the number of keys, or `recite` is below 1.
 
     Example:
         >>> sample = Pairs(num_pairs=2).draw(random.Random(0))
@@ -36,15 +39,17 @@ class Pairs:
     """
 
     name = "pairs"
-    answers: tuple[str, ...] | None = VALUES
     placement: Placement = "anywhere"
 
-    def __init__(self, num_pairs: int | Sequence[int] = _NUM_PAIRS, *, rewrite: bool = False) -> None:
+    def __init__(self, num_pairs: int | Sequence[int] = _NUM_PAIRS, *, rewrite: bool = False, recite: int = 1) -> None:
         self.num_pairs = (num_pairs,) if isinstance(num_pairs, int) else tuple(num_pairs)
-        self.rewrite = rewrite
+        self.rewrite, self.recite = rewrite, recite
+        self.answers: tuple[str, ...] | None = VALUES if recite == 1 else None
         impossible = [number for number in self.num_pairs if not 1 <= number <= len(KEYS)]
         if impossible or not self.num_pairs:
             raise ConfigError(f"num_pairs={num_pairs!r} of task 'pairs' must be from 1 to {len(KEYS)}")
+        if recite < 1:
+            raise ConfigError(f"recite={recite} of task 'pairs' must be at least 1")
 
     def draw(self, rng: random.Random) -> Sample:
         """Pairs, and the question for one of their keys, all alike likely."""
@@ -58,4 +63,6 @@ class Pairs:
         last = {key: index for index, key in enumerate(keys)}
         asked = rng.choice(sorted(last))
         facts = tuple(f"{key}: {value}." for key, value in zip(keys, values, strict=True))
-        return Sample(facts, f"{asked}:", values[last[asked]], (last[asked],), VALUES)
+        told = range(last[asked], min(last[asked] + self.recite, number))
+        answer = " ".join(facts[index] for index in told).removeprefix(f"{asked}: ").removesuffix(".")
+        return Sample(facts, f"{asked}:", answer, tuple(told), self.answers)
