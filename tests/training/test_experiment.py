@@ -183,6 +183,21 @@ def test_the_backbone_in_the_package_is_given_another_memory(tmp_path: Path, kin
     assert beginning.tokenizer().decode(beginning.tokenizer()("417: 83.")["input_ids"]) == "417: 83."
 
 
+def test_what_is_under_a_memory_is_given_another_one(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "first", seed=3)
+    backbone = RecurrentMemoryModel.from_pretrained(tmp_path / "first").backbone
+    memory = {"kind": "associative", "num_memory_tokens": 3, "segment_length": S}
+    changes = {"backbone": str(tmp_path / "first"), "memory": memory}
+    beginning = begin(load_experiment(written(tmp_path, **changes)))
+    model = beginning.build((), None)
+    assert model.memory_config.kind == "associative"
+    weights = model.backbone.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in backbone.state_dict().items())
+    assert beginning.tokenizer().vocab_size
+    with pytest.raises(ConfigError, match=r"first is under a memory; leave save_backbone out"):
+        begin(load_experiment(written(tmp_path, **changes, save_backbone=False)))
+
+
 def test_the_backbone_in_the_package_is_not_loaded_in_4_bits(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lora.bits: the backbone in the package is far too small"):
         begin(load_experiment(written(tmp_path, backbone="shipped", trained="lora", lora={"bits": 4})))

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 from ..backbones.encoder import EncoderBackbone
 from ..backbones.families import find_family
 from ..config import MemoryConfig
+from ..configuration import RecurrentMemoryConfig
 from ..errors import ConfigError
 from ..model import RecurrentMemoryModel
 from ..models import SHIPPED, load_model
@@ -27,6 +28,7 @@ class Beginning:
         segment_length: S.
         tokenizer: Loads the tokenizer.
         build: Makes the model; takes the names of the classes, and their number where there are none.
+        bare: Whether a backbone is loaded from where it is named, as it is there, and not from under a memory.
     """
 
     family: str
@@ -34,28 +36,37 @@ class Beginning:
     segment_length: int
     tokenizer: Callable[[], Any]
     build: Callable[[Sequence[str], int | None], RecurrentMemoryModel]
+    bare: bool = False
 
 
 def begin_with_backbone(name: str, memory: MemoryConfig, task: str | None, loading: dict[str, Any]) -> Beginning:
     """A backbone that is given a memory.
 
     Args:
-        name: A hub id, a folder, or "shipped": what is under the memory of the model in the package.
+        name: A hub id or a folder; where a model with a memory is there, what is under it, adapters merged. "shipped": what
+            is under the memory of the model in the package.
         memory: The memory's settings.
         task: As for `RecurrentMemoryModel.from_backbone`.
         loading: Likewise, what is passed on to the backbone's `from_pretrained`.
 
     Raises:
         BackboneError, OSError: if there is no such backbone, or it is not supported.
-        ConfigError: if what is passed on is not for the backbone in the package.
+        ConfigError: if what is passed on is not for the backbone in the package, or for one that is under a memory already.
     """
     backbone: Any = name
     tokenizer: Any = None
-    if name == SHIPPED:
+    config = None if name == SHIPPED else AutoConfig.from_pretrained(name)
+    if config is None or isinstance(config, RecurrentMemoryConfig):
         if "quantization_config" in loading:
-            raise ConfigError("lora.bits: the backbone in the package is far too small for 4 bits; leave it out")
-        shipped, tokenizer = load_model(None, "cpu", "float32")
-        backbone, loading = shipped.backbone, {}
+            what = (
+                "the backbone in the package is far too small for 4 bits"
+                if config is None
+                else f"{name} is loaded whole"
+            )
+            raise ConfigError(f"lora.bits: {what}; leave it out")
+        other, tokenizer = load_model(name, "cpu", "float32", merged=True)
+        backbone, loading = other.backbone, {}
+        config = backbone.config
 
     def build(classes: Sequence[str], num_labels: int | None) -> RecurrentMemoryModel:
         count = num_labels if num_labels is not None or not classes else len(classes)
@@ -66,11 +77,12 @@ def begin_with_backbone(name: str, memory: MemoryConfig, task: str | None, loadi
         return model
 
     return Beginning(
-        find_family(AutoConfig.from_pretrained(name) if backbone is name else backbone.config).name,
+        find_family(config).name,
         task == "sequence-classification",
         memory.segment_length,
         lambda: AutoTokenizer.from_pretrained(name) if backbone is name else tokenizer,
         build,
+        bare=backbone is name,
     )
 
 

@@ -46,7 +46,7 @@ class Experiment(Strict):
         time: How long it takes, on what.
         cost: What that costs, in words.
         backbone: A hub id or a folder of what is given a memory, or "shipped" for what is under the memory of the model in the
-            package.
+            package. Of a model that has a memory, what is under it is taken.
         model: In its place, a model that has a memory already and is trained further: a hub id, a folder, or "shipped" for
             the one in the package.
         backbone_task: The head, as for `RecurrentMemoryModel.from_backbone`; None: the family's own.
@@ -218,6 +218,7 @@ def begin(experiment: Experiment) -> Beginning:
 
     Raises:
         BackboneError, OSError: if it cannot be found.
+        ConfigError: if it cannot be loaded as is said.
     """
     if experiment.model is not None:
         return begin_with_model(experiment.model, experiment.seed)
@@ -231,7 +232,13 @@ def begin(experiment: Experiment) -> Beginning:
         quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
         loading = {"quantization_config": quantization}
     memory = MemoryConfig.from_dict(experiment.memory)
-    return begin_with_backbone(experiment.backbone, memory, experiment.backbone_task, loading)
+    beginning = begin_with_backbone(experiment.backbone, memory, experiment.backbone_task, loading)
+    if not experiment.save_backbone and not beginning.bare:
+        raise ConfigError(
+            f"save_backbone: false leaves out what can be loaded from a backbone, and {experiment.backbone} is under a memory; "
+            "leave save_backbone out"
+        )
+    return beginning
 
 
 def make_examples(experiment: Experiment, beginning: Beginning) -> TaskExamples:
