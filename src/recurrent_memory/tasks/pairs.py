@@ -1,7 +1,7 @@
 """Associative retrieval: keys with their values, one of which is asked for. It measures how much a memory holds.
 
 Rodkin, Kuratov, Bulatov, Burtsev: Associative Recurrent Memory Transformer (arXiv:2407.04841), section 4.1, "remember" and
-"rewrite", with keys and values that any tokenizer can spell.
+"rewrite", with common words for keys and values.
 """
 
 from __future__ import annotations
@@ -12,14 +12,37 @@ from collections.abc import Sequence
 from ..errors import ConfigError
 from .base import Placement, Sample
 
-KEYS = range(100, 1000)
-VALUES = tuple(str(number) for number in range(10, 100))
+# A word each in the vocabularies of BERT, of SmolLM2 and of the model in the package: what is measured is the memory, not the
+# spelling of numbers.
+KEYS = tuple(
+    """
+    man time face day thought hand room make men look father woman love still mind take head mother place right thing people
+    half enough round world moment side course girl child far word light new find kind boy end mean part together feel help
+    keep small dark care call open hard sort less table read known answer window won strong low large rest turn times
+    possible above point already short red deep show change return clear need position forward walk state second seem order
+    run garden real law moved common write step general cause free pass cut view bit note object hall line distance follow
+    below simple writing act ring top office tree expect break cast memory fast sign cross allow lead path number single
+    consider post field loss success result pair accept mark start kitchen shape class special express language edge vision
+    weight value dim image rank match sin frame cost instance bedroom level previous double sum fail avoid support height
+    example degree cat constant fill add size custom system original rope row color raise count final exact base type leg
+    mode continue check interval backward similar depth model inner depend process pick obtain positive store warn current
+    error
+    """.split()
+)
+VALUES = tuple(
+    """
+    think life house night heart myself friend name work best full ask passed true bed children fact power use hold try form
+    soft public length instead bound stop force respect ear empty beg appear draw key search equal group flat library direct
+    argument require native handle correct list copy string
+    """.split()
+)
 
 _NUM_PAIRS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200)
 
 
 class Pairs:
-    """Pairs such as "417: 83." anywhere in the text, in which no key is there twice; the question is "417:".
+    """Pairs such as "garden night." anywhere in the text, in which no key is there twice; the question is "? garden", in which a
+    vocabulary that counts the space before a word to it finds the same word as in the pair.
 
     Args:
         num_pairs: How many; of several numbers, one is drawn for each sample. In short texts those that fit are drawn.
@@ -35,7 +58,7 @@ class Pairs:
     Example:
         >>> sample = Pairs(num_pairs=2).draw(random.Random(0))
         >>> sample.facts, sample.question, sample.answer
-        (('876: 15.', '530: 43.'), '876:', '15')
+        (('obtain house.', 'writing fact.'), '? writing', 'fact')
     """
 
     name = "pairs"
@@ -62,7 +85,7 @@ class Pairs:
         values = [rng.choice(VALUES) for _ in keys]
         last = {key: index for index, key in enumerate(keys)}
         asked = rng.choice(sorted(last))
-        facts = tuple(f"{key}: {value}." for key, value in zip(keys, values, strict=True))
+        facts = tuple(f"{key} {value}." for key, value in zip(keys, values, strict=True))
         told = range(last[asked], min(last[asked] + self.recite, number))
-        answer = " ".join(facts[index] for index in told).removeprefix(f"{asked}: ").removesuffix(".")
-        return Sample(facts, f"{asked}:", answer, tuple(told), self.answers)
+        answer = " ".join(facts[index] for index in told).removeprefix(f"{asked} ").removesuffix(".")
+        return Sample(facts, f"? {asked}", answer, tuple(told), self.answers)
