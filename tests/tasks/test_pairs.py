@@ -45,22 +45,3 @@ def test_numbers_of_pairs_are_drawn_evenly_and_values_are_from_the_list() -> Non
 def test_impossible_numbers_of_pairs_are_refused(num_pairs: Any) -> None:
     with pytest.raises(ConfigError, match="num_pairs"):
         load_task("pairs", num_pairs=num_pairs)
-
-
-def test_a_recitation_goes_on_with_the_pairs_told_next() -> None:
-    rng = random.Random(4)
-    lengths = Counter[int]()
-    for _ in range(300):
-        sample = Pairs(4, recite=3).draw(rng)
-        (first, *_), told = sample.supporting, [sample.facts[index] for index in sample.supporting]
-        assert f"{sample.question.removeprefix('? ')} {sample.answer}." == " ".join(told)
-        assert sample.supporting == tuple(range(first, min(first + 3, 4)))
-        lengths[len(told)] += 1
-    assert set(lengths) == {1, 2, 3}
-
-
-def test_an_answer_of_several_pairs_is_open_and_one_of_none_is_refused() -> None:
-    assert Pairs(recite=2).answers is None
-    assert Pairs().answers == VALUES
-    with pytest.raises(ConfigError, match="recite=0"):
-        load_task("pairs", recite=0)

@@ -15,26 +15,10 @@ from .base import Placement, Sample
 # A word each in the vocabularies of BERT, of SmolLM2 and of the model in the package: what is measured is the memory, not the
 # spelling of numbers.
 KEYS = tuple(
-    """
-    man time face day thought hand room make men look father woman love still mind take head mother place right thing people
-    half enough round world moment side course girl child far word light new find kind boy end mean part together feel help
-    keep small dark care call open hard sort less table read known answer window won strong low large rest turn times
-    possible above point already short red deep show change return clear need position forward walk state second seem order
-    run garden real law moved common write step general cause free pass cut view bit note object hall line distance follow
-    below simple writing act ring top office tree expect break cast memory fast sign cross allow lead path number single
-    consider post field loss success result pair accept mark start kitchen shape class special express language edge vision
-    weight value dim image rank match sin frame cost instance bedroom level previous double sum fail avoid support height
-    example degree cat constant fill add size custom system original rope row color raise count final exact base type leg
-    mode continue check interval backward similar depth model inner depend process pick obtain positive store warn current
-    error
-    """.split()
+    ["man", "time", "face", "day", "thought", "hand", "room", "make", "men", "look", "father", "woman", "love", "still", "mind", "take", "head", "mother", "place", "right", "thing", "people", "half", "enough", "round", "world", "moment", "side", "course", "girl", "child", "far", "word", "light", "new", "find", "kind", "boy", "end", "mean", "part", "together", "feel", "help", "keep", "small", "dark", "care", "call", "open", "hard", "sort", "less", "table", "read", "known", "answer", "window", "won", "strong", "low", "large", "rest", "turn", "times", "possible", "above", "point", "already", "short", "red", "deep", "show", "change", "return", "clear", "need", "position", "forward", "walk", "state", "second", "seem", "order", "run", "garden", "real", "law", "moved", "common", "write", "step", "general", "cause", "free", "pass", "cut", "view", "bit", "note", "object", "hall", "line", "distance", "follow", "below", "simple", "writing", "act", "ring", "top", "office", "tree", "expect", "break", "cast", "memory", "fast", "sign", "cross", "allow", "lead", "path", "number", "single", "consider", "post", "field", "loss", "success", "result", "pair", "accept", "mark", "start", "kitchen", "shape", "class", "special", "express", "language", "edge", "vision", "weight", "value", "dim", "image", "rank", "match", "sin", "frame", "cost", "instance", "bedroom", "level", "previous", "double", "sum", "fail", "avoid", "support", "height", "example", "degree", "cat", "constant", "fill", "add", "size", "custom", "system", "original", "rope", "row", "color", "raise", "count", "final", "exact", "base", "type", "leg", "mode", "continue", "check", "interval", "backward", "similar", "depth", "model", "inner", "depend", "process", "pick", "obtain", "positive", "store", "warn", "current", "error"]
 )
 VALUES = tuple(
-    """
-    think life house night heart myself friend name work best full ask passed true bed children fact power use hold try form
-    soft public length instead bound stop force respect ear empty beg appear draw key search equal group flat library direct
-    argument require native handle correct list copy string
-    """.split()
+    ["think", "life", "house", "night", "heart", "myself", "friend", "name", "work", "best", "full", "ask", "passed", "true", "bed", "children", "fact", "power", "use", "hold", "try", "form", "soft", "public", "length", "instead", "bound", "stop", "force", "respect", "ear", "empty", "beg", "appear", "draw", "key", "search", "equal", "group", "flat", "library", "direct", "argument", "require", "native", "handle", "correct", "list", "copy", "string"]
 )
 
 _NUM_PAIRS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200)
@@ -48,12 +32,9 @@ class Pairs:
         num_pairs: How many; of several numbers, one is drawn for each sample. In short texts those that fit are drawn.
         rewrite: Whether keys are drawn anew for each pair from half as many keys as there are pairs, so that most of them get
             a new value later on. The last one is asked for.
-        recite: How many pairs an answer has: with more than one it goes on with those that were told next, as far as there are
-            any. From a single value a model without induction heads learns next to nothing; a recitation has a label at every
-            token. For training.
 
     Raises:
-        ConfigError: if a number of pairs is below 1 or above the number of keys, or `recite` is below 1.
+        ConfigError: if a number of pairs is below 1 or above the number of keys.
 
     Example:
         >>> sample = Pairs(num_pairs=2).draw(random.Random(0))
@@ -62,17 +43,15 @@ class Pairs:
     """
 
     name = "pairs"
+    answers: tuple[str, ...] | None = VALUES
     placement: Placement = "anywhere"
 
-    def __init__(self, num_pairs: int | Sequence[int] = _NUM_PAIRS, *, rewrite: bool = False, recite: int = 1) -> None:
+    def __init__(self, num_pairs: int | Sequence[int] = _NUM_PAIRS, *, rewrite: bool = False) -> None:
         self.num_pairs = (num_pairs,) if isinstance(num_pairs, int) else tuple(num_pairs)
-        self.rewrite, self.recite = rewrite, recite
-        self.answers: tuple[str, ...] | None = VALUES if recite == 1 else None
+        self.rewrite = rewrite
         impossible = [number for number in self.num_pairs if not 1 <= number <= len(KEYS)]
         if impossible or not self.num_pairs:
             raise ConfigError(f"num_pairs={num_pairs!r} of task 'pairs' must be from 1 to {len(KEYS)}")
-        if recite < 1:
-            raise ConfigError(f"recite={recite} of task 'pairs' must be at least 1")
 
     def draw(self, rng: random.Random) -> Sample:
         """Pairs, and the question for one of their keys, all alike likely."""
@@ -86,6 +65,4 @@ class Pairs:
         last = {key: index for index, key in enumerate(keys)}
         asked = rng.choice(sorted(last))
         facts = tuple(f"{key} {value}." for key, value in zip(keys, values, strict=True))
-        told = range(last[asked], min(last[asked] + self.recite, number))
-        answer = " ".join(facts[index] for index in told).removeprefix(f"{asked} ").removesuffix(".")
-        return Sample(facts, f"? {asked}", answer, tuple(told), self.answers)
+        return Sample(facts, f"? {asked}", values[last[asked]], (last[asked],), VALUES)
