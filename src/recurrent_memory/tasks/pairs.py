@@ -12,13 +12,34 @@ from collections.abc import Sequence
 from ..errors import ConfigError
 from .base import Placement, Sample
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 # A word each in the vocabularies of BERT, of SmolLM2 and of the model in the package: what is measured is the memory, not the
 # spelling of numbers.
-KEYS = tuple(
-    ["man", "time", "face", "day", "thought", "hand", "room", "make", "men", "look", "father", "woman", "love", "still", "mind", "take", "head", "mother", "place", "right", "thing", "people", "half", "enough", "round", "world", "moment", "side", "course", "girl", "child", "far", "word", "light", "new", "find", "kind", "boy", "end", "mean", "part", "together", "feel", "help", "keep", "small", "dark", "care", "call", "open", "hard", "sort", "less", "table", "read", "known", "answer", "window", "won", "strong", "low", "large", "rest", "turn", "times", "possible", "above", "point", "already", "short", "red", "deep", "show", "change", "return", "clear", "need", "position", "forward", "walk", "state", "second", "seem", "order", "run", "garden", "real", "law", "moved", "common", "write", "step", "general", "cause", "free", "pass", "cut", "view", "bit", "note", "object", "hall", "line", "distance", "follow", "below", "simple", "writing", "act", "ring", "top", "office", "tree", "expect", "break", "cast", "memory", "fast", "sign", "cross", "allow", "lead", "path", "number", "single", "consider", "post", "field", "loss", "success", "result", "pair", "accept", "mark", "start", "kitchen", "shape", "class", "special", "express", "language", "edge", "vision", "weight", "value", "dim", "image", "rank", "match", "sin", "frame", "cost", "instance", "bedroom", "level", "previous", "double", "sum", "fail", "avoid", "support", "height", "example", "degree", "cat", "constant", "fill", "add", "size", "custom", "system", "original", "rope", "row", "color", "raise", "count", "final", "exact", "base", "type", "leg", "mode", "continue", "check", "interval", "backward", "similar", "depth", "model", "inner", "depend", "process", "pick", "obtain", "positive", "store", "warn", "current", "error"]
+KEYS = _words(
+    """
+    man time face day thought hand room make men look father woman love still mind take head mother place right thing people
+    half enough round world moment side course girl child far word light new find kind boy end mean part together feel help
+    keep small dark care call open hard sort less table read known answer window won strong low large rest turn times
+    possible above point already short red deep show change return clear need position forward walk state second seem order
+    run garden real law moved common write step general cause free pass cut view bit note object hall line distance follow
+    below simple writing act ring top office tree expect break cast memory fast sign cross allow lead path number single
+    consider post field loss success result pair accept mark start kitchen shape class special express language edge vision
+    weight value dim image rank match sin frame cost instance bedroom level previous double sum fail avoid support height
+    example degree cat constant fill add size custom system original rope row color raise count final exact base type leg
+    mode continue check interval backward similar depth model inner depend process pick obtain positive store warn current
+    error
+    """
 )
-VALUES = tuple(
-    ["think", "life", "house", "night", "heart", "myself", "friend", "name", "work", "best", "full", "ask", "passed", "true", "bed", "children", "fact", "power", "use", "hold", "try", "form", "soft", "public", "length", "instead", "bound", "stop", "force", "respect", "ear", "empty", "beg", "appear", "draw", "key", "search", "equal", "group", "flat", "library", "direct", "argument", "require", "native", "handle", "correct", "list", "copy", "string"]
+VALUES = _words(
+    """
+    think life house night heart myself friend name work best full ask passed true bed children fact power use hold try form
+    soft public length instead bound stop force respect ear empty beg appear draw key search equal group flat library direct
+    argument require native handle correct list copy string
+    """
 )
 
 _NUM_PAIRS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200)
