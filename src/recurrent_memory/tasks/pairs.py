@@ -46,8 +46,9 @@ _NUM_PAIRS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200)
 
 
 class Pairs:
-    """Pairs such as "garden night." anywhere in the text, in which no key is there twice; the question is "? garden", in which a
-    vocabulary that counts the space before a word to it finds the same word as in the pair.
+    """Pairs such as "garden night." anywhere in the text, in which no key is there twice; the question is "? garden".
+
+    Without the mark before it the key would be another token than in the pair, in vocabularies that count the space to the word.
 
     Args:
         num_pairs: How many; of several numbers, one is drawn for each sample. In short texts those that fit are drawn.
