@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -185,14 +186,18 @@ def test_the_backbone_in_the_package_is_given_another_memory(tmp_path: Path, kin
 
 def test_what_is_under_a_memory_is_given_another_one(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "first", seed=3)
-    backbone = RecurrentMemoryModel.from_pretrained(tmp_path / "first").backbone
+    first = RecurrentMemoryModel.from_pretrained(tmp_path / "first")
+    first.add_peft_adapter(LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False))
+    first.save_pretrained(tmp_path / "first")
+    first.merge_adapters()
     memory = {"kind": "associative", "num_memory_tokens": 3, "segment_length": S}
     changes = {"backbone": str(tmp_path / "first"), "memory": memory}
     beginning = begin(load_experiment(written(tmp_path, **changes)))
     model = beginning.build((), None)
     assert model.memory_config.kind == "associative"
     weights = model.backbone.state_dict()
-    assert all(torch.equal(weights[name], weight) for name, weight in backbone.state_dict().items())
+    assert weights.keys() == first.backbone.state_dict().keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in first.backbone.state_dict().items())
     assert beginning.tokenizer().vocab_size
     with pytest.raises(ConfigError, match=r"first is under a memory; leave save_backbone out"):
         begin(load_experiment(written(tmp_path, **changes, save_backbone=False)))
