@@ -124,6 +124,17 @@ class AssociativeMemory(LayerwiseMemory):
             share = torch.where(is_empty, torch.ones_like(share), share)
         return {"A": matrix + keys.mT @ new, "z": normaliser + (share[..., None] * keys).sum(1)}
 
+    def change(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Float[Tensor, ""]:
+        """‖ΔA‖ / (‖A‖ + 0.01 ‖z‖ √D), its mean over rows and layers.
+
+        The norm and not its square: a matrix that takes the same small step in every segment goes far, and the gradient of a
+        square would hardly see it. In proportion to the matrix: layers differ by orders of magnitude. One of which less than
+        a hundredth of a hidden state of unit variance is recalled counts as one of which that is.
+        """
+        least = 0.01 * self.value.shape[-1] ** 0.5 * torch.linalg.vector_norm(after["z"].detach(), dim=-1) + EPSILON
+        moved = torch.linalg.matrix_norm(after["A"] - before["A"])
+        return (moved / (torch.linalg.matrix_norm(before["A"]) + least)).mean()
+
 
 def _recall(
     features: Float[Tensor, "B T K"], matrix: Float[Tensor, "B K D"], normaliser: Float[Tensor, "B K"]

@@ -82,6 +82,15 @@ class LayerwiseMemory(Memory):
             kept: What it kept before, `[B, …]`.
         """
 
+    def change(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Float[Tensor, ""]:
+        """How much of what the layers keep has changed over a segment, a loss: here the mean square of the differences.
+
+        Args:
+            before: What was kept before the segment.
+            after: What is kept after it.
+        """
+        return torch.stack([(after[name] - kept).square().mean() for name, kept in before.items()]).mean()
+
     def fold(
         self, backbone: Backbone, segment: Segment, tensors: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:

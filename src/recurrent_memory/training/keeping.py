@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..head_loss import at_least_float32
+from ..memories.base import Memory
 from ..memories.carry import SignCarry
+from ..memories.layerwise import LayerwiseMemory
 from ..memories.tokens import TokenMemory
 from ..model import RecurrentMemoryModel
 
@@ -59,13 +61,13 @@ def check_keeps(model: RecurrentMemoryModel) -> None:
     """Refuse a model whose memory cannot be asked to stay as it is.
 
     Raises:
-        ConfigError: if it is not one of tokens, or the model writes none.
+        ConfigError: if the model writes none, or it is of a kind for which nobody has said what a change is.
     """
     config = model.memory_config
-    if not isinstance(model.memory, TokenMemory) or not config.num_written:
+    if not isinstance(model.memory, TokenMemory | LayerwiseMemory) or not config.num_written:
         raise ConfigError(
-            f"keep is for memory tokens that the model writes; this is a memory of kind={config.kind!r} with "
-            f"{config.num_written} of them: leave it out"
+            f"keep is for memory tokens that the model writes, and for memories of the layers; this is a memory of "
+            f"kind={config.kind!r} with {config.num_written} of them: leave it out"
         )
 
 
@@ -73,7 +75,7 @@ def check_keeps(model: RecurrentMemoryModel) -> None:
 def watched(model: RecurrentMemoryModel) -> Generator[list[Tensor]]:
     """The hidden states that signs are taken of within it, one `[B, M, D]` for each segment; none of memories of other numbers."""
     seen: list[Tensor] = []
-    carry = model.memory.carry
+    carry = model.memory.carry if isinstance(model.memory, TokenMemory) else None
     if not isinstance(carry, SignCarry):
         yield seen
         return
@@ -85,20 +87,26 @@ def watched(model: RecurrentMemoryModel) -> Generator[list[Tensor]]:
 
 
 def kept_loss(
-    before: Float[Tensor, "B M D"],
-    after: Float[Tensor, "B M D"],
+    memory: Memory,
+    before: dict[str, Tensor],
+    after: dict[str, Tensor],
     seen: Sequence[Tensor],
     active: Bool[Tensor, " B"],
     rows: Bool[Tensor, " B"],
 ) -> Float[Tensor, ""]:
-    """`change_of` a segment, in some of its rows.
+    """How much a memory has changed over a segment, in some of its rows: `LayerwiseMemory.change`, or `change_of`.
 
     Args:
-        before: The written memory before it.
+        memory: What made it.
+        before: The memory before it; no gradients go back to it.
         after: That after it.
         seen: What `watched` saw while it was read.
         active: The rows that had a segment; others were not run.
         rows: Those of them in which there was nothing to remember, at least one.
     """
+    old, new = ({name: at_least_float32(tensor[rows]) for name, tensor in kept.items()} for kept in (before, after))
+    if isinstance(memory, LayerwiseMemory):
+        return memory.change({name: tensor.detach() for name, tensor in old.items()}, new)
     hidden = at_least_float32(seen[0][rows[active]]) if seen else None
-    return change_of(hidden, at_least_float32(before[rows]), at_least_float32(after[rows]))
+    written = memory.config.num_written
+    return change_of(hidden, old["memory"][:, :written], new["memory"][:, :written])

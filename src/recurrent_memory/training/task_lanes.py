@@ -48,7 +48,7 @@ class Carried:
         ordinary: The share of the lanes that begin anew in every step, as examples that are not carried do: where nothing is said
             in most steps, what is hard to write, such as a fact that the end of a segment cuts in two, is forgotten.
         keep: The weight of the loss that a memory stays as it is in steps in which nothing is said, but for a lane's first one
-            (`keeping.change_of`, its mean over segments).
+            (`keeping.kept_loss`, its mean over segments).
 
     Raises:
         ConfigError: if a number is below 1, `keep` below 0, `ordinary` no share below 1, or `apart` is without `wait`.

@@ -193,9 +193,8 @@ class Unrolling:
     def _keeping(self, index: int, before: dict[str, Tensor], with_head: bool, keep: Keep) -> Cell:
         with watched(self.model) as seen:
             cell = self._read(index, before, with_head)
-        active, written = index < self.folds, self.model.memory_config.num_written
-        old, new = (tensors["memory"][:, :written] for tensors in (before, cell.tensors))
-        loss = kept_loss(old, new, seen, active, active & keep.rows)
+        active = index < self.folds
+        loss = kept_loss(self.model.memory, before, cell.tensors, seen, active, active & keep.rows)
         return replace(cell, kept=keep.weight * loss / self._num_kept)
 
     def _kept_up(self, index: int, before: dict[str, Tensor], cell: Cell, lockstep: Lockstep) -> Cell:
