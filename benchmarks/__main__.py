@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from .common import SEED, Peak, Setting, provenance
+from .models import SHAPES
 
 NAMES = ("reading", "lanes", "generation", "training", "scaling")
 QUICK = Setting(model="tiny", max_tokens=64, rounds=2)
@@ -35,7 +36,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 …")
     parser.add_argument("--out", type=Path, help="the folder for the JSON files and plots; without it, JSON is printed")
     parser.add_argument("--model", default=Setting.model, help="small, 135m, smollm2, shipped, or a model folder")
+    parser.add_argument("--segment-length", type=int, help="tokens of a segment; not of a model that has its own")
     parser.add_argument("--max-tokens", type=int, default=Setting.max_tokens, help="the longest text")
+    parser.add_argument("--min-tokens", type=int, default=1, help="the shortest, of reading, training and scaling")
     parser.add_argument("--rounds", type=int, default=Setting.rounds, help="runs of each at each length; 6 for 95 %%")
     parser.add_argument(
         "--budget", type=float, default=Setting.budget_s, help="leave out what takes more seconds a run"
@@ -48,9 +51,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     unknown = sorted(set(found.only.split(",")) - set(NAMES))
     if unknown:
         parser.error(f"--only {','.join(unknown)}: not a benchmark; choose from {','.join(NAMES)}")
-    for name in ("max_tokens", "rounds"):
+    for name in ("max_tokens", "min_tokens", "rounds"):
         if getattr(found, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(found, name)}: must be at least 1")
+    if found.segment_length is not None and (found.segment_length < 1 or found.model not in {*SHAPES, "smollm2"}):
+        parser.error(
+            f"--segment-length {found.segment_length}: must be at least 1, of a model that has none of its own: smollm2, small, 135m"
+        )
+    if found.min_tokens > found.max_tokens:
+        parser.error(f"--min-tokens {found.min_tokens} is above --max-tokens {found.max_tokens}; give a shorter one")
     return found
 
 
@@ -59,7 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = parse(arguments)
     if found.threads:
         torch.set_num_threads(found.threads)
-    setting = Setting(found.model, found.device, found.max_tokens, found.rounds, found.budget, found.seed)
+    setting = Setting(
+        found.model,
+        found.device,
+        found.max_tokens,
+        found.rounds,
+        found.budget,
+        found.seed,
+        found.min_tokens,
+        found.segment_length,
+    )
     if found.quick:
         setting = replace(QUICK, device=found.device, seed=found.seed)
     size = 256 if found.quick else 2048

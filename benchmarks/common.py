@@ -36,6 +36,8 @@ class Setting:
         rounds: Runs of each contender at each length.
         budget_s: A contender whose next length would take longer is left out from there on, visibly.
         seed: Of weights and texts.
+        min_tokens: Shortest text, of what is measured against the length of a text (reading, training, scaling).
+        segment_length: S, of SmolLM2 and random models; None: see `models.py`.
     """
 
     model: str = "small"
@@ -44,11 +46,14 @@ class Setting:
     rounds: int = 5
     budget_s: float = 6.0
     seed: int = SEED
+    min_tokens: int = 1
+    segment_length: int | None = None
 
     def lengths(self, first: int = 1024) -> list[int]:
-        """Powers of four from `first`, and the longest."""
+        """Powers of four from `first`, those of `min_tokens` and more, and the longest."""
         count = max(0, math.ceil(math.log(self.max_tokens / first, 4)))
-        return sorted({min(first, self.max_tokens), *(first * 4**power for power in range(count)), self.max_tokens})
+        sizes = {min(first, self.max_tokens), *(first * 4**power for power in range(count)), self.max_tokens}
+        return sorted(size for size in sizes if size >= min(self.min_tokens, self.max_tokens))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ Read = Callable[[Tensor], Tensor]
 def run(setting: Setting, peak: Peak) -> Report:
     """Tokens per second and peak memory against the number of texts."""
     report = Report("lanes", "texts", ("tokens_per_s", "peak_memory_mb"))
-    model = load(setting.model, setting.device, setting.seed)
+    model = load(setting.model, setting.device, setting.seed, setting.segment_length)
     length = model.memory_config.segment_length
     tokens = max(1, setting.max_tokens // MOST // length) * length
     ways: dict[str, Read] = {LANES: partial(lanes, model), ALONE: partial(one_by_one, model)}

@@ -35,7 +35,7 @@ PLAIN = "plain research loop"
 def run(setting: Setting, peak: Peak) -> Report:
     """Tokens per second and peak memory against the length of the text."""
     report = Report("reading", "tokens", ("tokens_per_s", "peak_memory_mb"))
-    model = load(setting.model, setting.device, setting.seed)
+    model = load(setting.model, setting.device, setting.seed, setting.segment_length)
     length = model.memory_config.segment_length
 
     ours = partial(_read, model)

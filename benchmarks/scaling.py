@@ -22,7 +22,7 @@ from .reading import OURS, text_of
 def run(setting: Setting, peak: Peak) -> Report:
     """Seconds and peak memory against the length, and a row with the slopes for each contender."""
     report = Report("scaling", "tokens", ("median_s", "peak_memory_mb"))
-    model = load(setting.model, setting.device, setting.seed)
+    model = load(setting.model, setting.device, setting.seed, setting.segment_length)
     length = model.memory_config.segment_length
     budget = Budget(setting, report)
     peers = [Peer(OURS, lambda ids: model.fold(model.read(ids)).memory), full_attention(model)]

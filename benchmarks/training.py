@@ -31,7 +31,7 @@ Step = Callable[[Tensor, Tensor], Tensor]
 def run(setting: Setting, peak: Peak) -> Report:
     """Tokens per second and peak memory against the number of segments."""
     report = Report("training", "segments", ("tokens_per_s", "peak_memory_mb"))
-    model = load(setting.model, setting.device, setting.seed).train()
+    model = load(setting.model, setting.device, setting.seed, setting.segment_length).train()
     length = model.memory_config.segment_length
     steps: dict[str, Step] = {
         "ours, full": partial(_ours, model, Backpropagation("full")),
@@ -40,7 +40,8 @@ def run(setting: Setting, peak: Peak) -> Report:
     }
     budget = Budget(setting, report)
     most = max(1, min(MAX_SEGMENTS, setting.max_tokens // length))
-    for segments in [2**power for power in range(most.bit_length())]:
+    numbers = [2**power for power in range(most.bit_length())]
+    for segments in [number for number in numbers if number * length >= setting.min_tokens] or numbers[-1:]:
         ids = text_of(model.view.vocab_size, segments * length, setting)
         everywhere, answer = ids.clone(), ids.clone()
         answer[:, :-ANSWER] = -100

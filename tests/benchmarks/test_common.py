@@ -82,6 +82,7 @@ def test_lengths_are_powers_of_four_and_the_longest() -> None:
     assert Setting(max_tokens=1_000_000).lengths() == [1024, 4096, 16_384, 65_536, 262_144, 1_000_000]
     assert Setting(max_tokens=64).lengths() == [64]
     assert Setting(max_tokens=64).lengths(8) == [8, 32, 64]
+    assert Setting(max_tokens=65_536, min_tokens=5000).lengths() == [16_384, 65_536]
 
 
 def test_operations_are_counted() -> None:

@@ -93,6 +93,20 @@ def test_what_cannot_be_run(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--rounds", "0"])
     assert "--rounds 0: must be at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--min-tokens", "65", "--max-tokens", "64"])
+    assert "--min-tokens 65 is above --max-tokens 64" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--model", "shipped", "--segment-length", "64"])
+    assert "--segment-length 64: must be at least 1, of a model that has none of its own" in capsys.readouterr().err
+
+
+def test_segments_and_the_shortest_text_can_be_chosen(tmp_path: Path) -> None:
+    main(
+        f"--only training --model tiny --segment-length 4 --min-tokens 8 --max-tokens 16 --rounds 1 --out {tmp_path}".split()
+    )
+    rows = json.loads((tmp_path / "training.json").read_text())["rows"]
+    assert {(row["segments"], row["tokens"]) for row in rows} == {(2, 8), (4, 16)}
 
 
 @pytest.mark.parametrize("form", [["benchmarks/reading.py"], ["-m", "benchmarks.reading"]])
