@@ -13,6 +13,7 @@ import yaml
 
 from recurrent_memory.errors import InputError, OutputError, RecipeError
 from recurrent_memory.evaluation.intervals import wilson
+from recurrent_memory.locking import alone_in
 from recurrent_memory.studies.definition import Study
 from recurrent_memory.studies.losses import pooled
 from recurrent_memory.studies.plan import Unit, chains, plan
@@ -52,6 +53,11 @@ def study(tmp_path: Path) -> Study:
         "compare": [["memory reset", "memory"]],
     }  # fmt: skip
     return Study.model_validate(values)
+
+
+def test_two_processes_do_not_run_a_study_in_one_folder(study: Study, tmp_path: Path) -> None:
+    with alone_in(tmp_path / "out"), pytest.raises(OutputError, match="another process is writing there"):
+        list(run_study(study, tmp_path / "out", tell=quiet))
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from recurrent_memory import MemoryConfig, RecurrentMemoryModel
-from recurrent_memory.errors import ConfigError, RecipeError
+from recurrent_memory.errors import ConfigError, OutputError, RecipeError
+from recurrent_memory.locking import alone_in
 from recurrent_memory.models import load_model
 from recurrent_memory.tasks.registry import load_task
 from recurrent_memory.training import experiment as module
@@ -64,6 +65,17 @@ def test_an_experiment_runs_and_its_model_loads(tmp_path: Path) -> None:
     ids = torch.arange(2 * S)[None]
     assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
     assert list(loaded.config.peft) == ["lora"]
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path: Path) -> None:
+    copy_model().backbone.save_pretrained(tmp_path / "backbone")
+    experiment = load_experiment(written(tmp_path, backbone=str(tmp_path / "backbone"), out=str(tmp_path / "model")))
+    with (
+        alone_in(tmp_path / "model.run"),
+        pytest.raises(OutputError, match=r"model\.run: another process is writing there"),
+    ):
+        run_experiment(experiment, AnyLengthTask(), use_cpu=True, dataloader_pin_memory=False, report_to="none")
+    assert not list((tmp_path / "model.run").iterdir())
 
 
 def test_a_stage_has_the_target_of_the_experiment_its_own_or_none(tmp_path: Path) -> None:

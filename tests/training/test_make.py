@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recurrent_memory.errors import InputError, RecipeError
+from recurrent_memory.errors import InputError, OutputError, RecipeError
+from recurrent_memory.locking import alone_in
 from recurrent_memory.models import load_model
 from recurrent_memory.training.make import make
 from tiny_models import prose
@@ -44,6 +45,11 @@ def test_nothing_to_resume_and_no_noise_are_named(tmp_path: Path) -> None:
         make(recipe(tmp_path), resume=True)
     with pytest.raises(InputError, match="noise is empty"):
         make(recipe(tmp_path, noise=[]))
+    with (
+        alone_in(tmp_path / "model.run"),
+        pytest.raises(OutputError, match=r"model\.run: another process is writing there"),
+    ):
+        make(recipe(tmp_path))
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path) -> None:

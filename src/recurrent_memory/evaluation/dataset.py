@@ -68,7 +68,6 @@ def evaluate_dataset(
         "dtype": model.compute_dtype,
     }
     numbers = [_nominal(length) for length in lengths]
-    open_folder(folder, settings, resume=resume)
 
     def is_right(answer: str, sample: LongSample) -> bool:
         if scoring == "exact":
@@ -77,23 +76,24 @@ def evaluate_dataset(
 
     rows: list[Row] = []
     started, tokens = time.monotonic(), 0
-    for name, length, count in zip(lengths, numbers, samples, strict=True):
-        kept = folder / ROWS / f"{name}.json"
-        if not kept.is_file():
-            before = len(rows)
-            found = read_and_ask(
-                model,
-                tokenizer,
-                islice(iter_babilong(task, name, source), count),
-                length,
-                is_right,
-                lanes=lanes,
-                tell=None if tell is None else lambda done, before=before: tell(before + done, total),
-            )
-            tokens += length * len(found)
-            write_rows(kept, found)
-        rows += read_rows(kept)
-    return conclude(folder, settings, rows, model, f"{task} of {source}", None, tokens=tokens, started=started)
+    with open_folder(folder, settings, resume=resume):
+        for name, length, count in zip(lengths, numbers, samples, strict=True):
+            kept = folder / ROWS / f"{name}.json"
+            if not kept.is_file():
+                before = len(rows)
+                found = read_and_ask(
+                    model,
+                    tokenizer,
+                    islice(iter_babilong(task, name, source), count),
+                    length,
+                    is_right,
+                    lanes=lanes,
+                    tell=None if tell is None else lambda done, before=before: tell(before + done, total),
+                )
+                tokens += length * len(found)
+                write_rows(kept, found)
+            rows += read_rows(kept)
+        return conclude(folder, settings, rows, model, f"{task} of {source}", None, tokens=tokens, started=started)
 
 
 def _nominal(name: str) -> int:

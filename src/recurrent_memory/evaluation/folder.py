@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, OutputError
+from ..locking import alone_in
 from .length import Row
 from .length_plot import draw_lengths
 from .length_table import Line, tabulate
@@ -17,14 +19,21 @@ from .tables import write_csv, write_json
 SETTINGS, ROWS, RESULTS, TABLE, PLOT = "evaluation.json", "rows", "results.json", "accuracy.csv", "accuracy.png"
 
 
-def open_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
-    """Begin an evaluation in a folder, or look whether the one in it is the same.
+@contextmanager
+def open_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> Generator[None]:
+    """Begin an evaluation in a folder, or look whether the one in it is the same; no other process is let in meanwhile.
 
     Raises:
-        OutputError: if there is one already and `resume` is not set, or the folder cannot be made.
+        OutputError: if there is one already and `resume` is not set, another process is in it, or it cannot be made.
         InputError: if it is another one, or damaged.
     """
     checkout()  # that of the code which reads, not of what is there when it has read
+    with alone_in(folder):
+        _begin(folder, settings, resume=resume)
+        yield
+
+
+def _begin(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     path = folder / SETTINGS
     if path.is_file():
         if not resume:

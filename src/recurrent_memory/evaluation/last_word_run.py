@@ -164,26 +164,26 @@ def evaluate_last_words(
         "passages_sha256": names,
     }
     other = _rows_of(Path(against), names) if against is not None else []
-    open_folder(folder, settings, resume=resume)
     rows: list[WordRow] = []
-    for first in range(0, len(passages), GROUP):
-        kept = folder / ROWS / f"{first:06d}.json"
-        if not kept.is_file():
-            write_json([asdict(row) for row in _read(reader, passages[first : first + GROUP], first, lanes)], kept)
-        rows += _load(kept)
-        if tell is not None:
-            tell(min(first + GROUP, len(passages)), len(passages))
-    lines = _tabulate(rows, reader.kinds)
-    gains = [_gain(rows, "memory", rows, "reset")] if "reset" in reader.kinds else []
-    gains += [
-        _gain(rows, kind, other, theirs, f" of {against}")
-        for kind in reader.kinds[:1]
-        for theirs in dict.fromkeys(row.kind for row in other)
-    ]
-    result = LastWordResult(lines, gains, round(time.monotonic() - started, 1), round(peak_rss_mb(), 1))
-    write_csv(Line, lines, folder / TABLE)
-    write_json({**settings, **result.to_dict(), **machine()}, folder / RESULTS)
-    return result
+    with open_folder(folder, settings, resume=resume):
+        for first in range(0, len(passages), GROUP):
+            kept = folder / ROWS / f"{first:06d}.json"
+            if not kept.is_file():
+                write_json([asdict(row) for row in _read(reader, passages[first : first + GROUP], first, lanes)], kept)
+            rows += _load(kept)
+            if tell is not None:
+                tell(min(first + GROUP, len(passages)), len(passages))
+        lines = _tabulate(rows, reader.kinds)
+        gains = [_gain(rows, "memory", rows, "reset")] if "reset" in reader.kinds else []
+        gains += [
+            _gain(rows, kind, other, theirs, f" of {against}")
+            for kind in reader.kinds[:1]
+            for theirs in dict.fromkeys(row.kind for row in other)
+        ]
+        result = LastWordResult(lines, gains, round(time.monotonic() - started, 1), round(peak_rss_mb(), 1))
+        write_csv(Line, lines, folder / TABLE)
+        write_json({**settings, **result.to_dict(), **machine()}, folder / RESULTS)
+        return result
 
 
 def _read(reader: WordReader, passages: Sequence[Passage], first: int, lanes: int) -> list[WordRow]:

@@ -123,12 +123,11 @@ def evaluate_lengths(
         "noise": noise.name,
         "noise_sha256": noise.sha256,
     }
-    open_folder(folder, settings, resume=resume)
     score = _scorer(plan)
     total, done, read = sum(group.num_tokens for group in groups), 0, 0
     rows: list[Row] = []
     started = time.monotonic()
-    with evaluating(model):
+    with open_folder(folder, settings, resume=resume), evaluating(model):
         for group in groups:
             kept = folder / "rows" / f"{group.name}.json"
             if not kept.is_file():
@@ -146,8 +145,10 @@ def evaluate_lengths(
                 (folder / PARTIAL).unlink(missing_ok=True)
             rows += read_rows(kept)
             done += group.num_tokens
-    chance = 1 / len(task.answers) if task.answers else None
-    return conclude(folder, settings, rows, model, f"{plan.task} in {noise.name}", chance, tokens=read, started=started)
+        chance = 1 / len(task.answers) if task.answers else None
+        return conclude(
+            folder, settings, rows, model, f"{plan.task} in {noise.name}", chance, tokens=read, started=started
+        )
 
 
 def conclude(

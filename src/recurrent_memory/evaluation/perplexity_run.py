@@ -87,19 +87,19 @@ def evaluate_perplexity(
     store, read = TokenStore(folder, plan), 0
     scoring = Scoring(reading, tokens.feeds(lambda document: not store.has(document)), lanes)
     settings = _settings(reading, documents, choice, plan)
-    open_folder(folder, settings, resume=resume)
-    if not (folder / RESULTS).is_file():
-        with evaluating(reading.model):
-            read = _score(scoring, plan, store, tell)
-        store.finish(reading.coordinates)
-    summary, lines = tabulate(read_tokens(folder), plan, reading.width)
-    draw_perplexity(lines, folder / PLOT, title=f"{settings['reading']} in {documents.name}")
-    write_csv(Line, lines, folder / TABLE)
-    result = PerplexityResult(summary, lines, read, round(time.monotonic() - started, 1), round(peak_rss_mb(), 1))
-    if not (folder / RESULTS).is_file():
-        write_json(_results(settings, result), folder / RESULTS)
-    store.forget_rows()
-    return result
+    with open_folder(folder, settings, resume=resume):
+        if not (folder / RESULTS).is_file():
+            with evaluating(reading.model):
+                read = _score(scoring, plan, store, tell)
+            store.finish(reading.coordinates)
+        summary, lines = tabulate(read_tokens(folder), plan, reading.width)
+        draw_perplexity(lines, folder / PLOT, title=f"{settings['reading']} in {documents.name}")
+        write_csv(Line, lines, folder / TABLE)
+        result = PerplexityResult(summary, lines, read, round(time.monotonic() - started, 1), round(peak_rss_mb(), 1))
+        if not (folder / RESULTS).is_file():
+            write_json(_results(settings, result), folder / RESULTS)
+        store.forget_rows()
+        return result
 
 
 def _settings(reading: TextReading, documents: Documents, choice: Choice, plan: Plan) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 from ..errors import InputError, OutputError, RecipeError
 from ..evaluation.provenance import machine
 from ..evaluation.tables import write_json
+from ..locking import alone_in
 from .definition import Study
 from .plan import EVALUATIONS, MODELS, RECORDS, Unit, chains, plan
 
@@ -46,22 +47,23 @@ def run_study(
         Whenever all rows are there for one more seed, the study of the seeds so far and its units; at last the whole.
 
     Raises:
-        OutputError: if the folder holds a study already and `resume` is not set, or cannot be written.
+        OutputError: if the folder holds a study already and `resume` is not set, another process is in it, or it cannot be written.
         InputError: if it is another one.
         RecipeError: if a training or an evaluation fails.
     """
     folder = Path(out)
-    _open(folder, study, resume=resume)
-    units = plan(study, folder, common)
-    runner = _Runner(jobs, 2 * len(units), tell)
-    waiting, shown = list(units), 0
-    with closing(runner.run(chains(units))) as chained:
-        for ended in chained:
-            waiting = [unit for unit in waiting if unit not in ended]
-            seeds = _before(study.seeds, {unit.seed for unit in waiting})
-            if len(seeds) > shown:
-                shown = len(seeds)
-                yield study.model_copy(update={"seeds": seeds}), [unit for unit in units if unit.seed in seeds]
+    with alone_in(folder):
+        _open(folder, study, resume=resume)
+        units = plan(study, folder, common)
+        runner = _Runner(jobs, 2 * len(units), tell)
+        waiting, shown = list(units), 0
+        with closing(runner.run(chains(units))) as chained:
+            for ended in chained:
+                waiting = [unit for unit in waiting if unit not in ended]
+                seeds = _before(study.seeds, {unit.seed for unit in waiting})
+                if len(seeds) > shown:
+                    shown = len(seeds)
+                    yield study.model_copy(update={"seeds": seeds}), [unit for unit in units if unit.seed in seeds]
 
 
 def _before(seeds: tuple[int, ...], unfinished: Set[int]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ trained by the `Trainer`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,6 +20,7 @@ from transformers.trainer_utils import set_seed
 
 from ..config import MemoryConfig
 from ..errors import ConfigError, RecipeError
+from ..locking import alone_in
 from ..model import RecurrentMemoryModel
 from ..models import SHIPPED
 from .beginning import Beginning, begin_with_backbone, begin_with_model
@@ -324,6 +326,7 @@ def run_experiment(
     Raises:
         BackboneError, ConfigError: if the backbone cannot be loaded, or a segment with its memory does not fit it.
         RecipeError: if there is a training already and `resume` is not set, or the loss stops being a number.
+        OutputError: if another process trains into `<out>.run`.
     """
     set_seed(experiment.seed)
     beginning, tokenizer, curriculum = begin(experiment), None, experiment.plan()
@@ -343,20 +346,21 @@ def run_experiment(
     if experiment.fsdp:
         model.to(args.device)  # pyright: ignore[reportArgumentType]
         shard_layers(model)
-    results = train_curriculum(
-        model,
-        args,
-        examples=examples,
-        curriculum=curriculum,
-        backpropagation=experiment.backpropagation.build(),
-        num_eval_examples=experiment.num_eval_examples,
-        eval_examples=eval_examples,
-        best_by="accuracy" if experiment.text is None else "loss",
-        memory_learning_rate=experiment.optimizer.memory_learning_rate,
-        processing_class=tokenizer,
-        report=report,
-        resume=resume,
-    )
+    with alone_in(Path(str(args.output_dir))) if args.process_index == 0 else nullcontext():
+        results = train_curriculum(
+            model,
+            args,
+            examples=examples,
+            curriculum=curriculum,
+            backpropagation=experiment.backpropagation.build(),
+            num_eval_examples=experiment.num_eval_examples,
+            eval_examples=eval_examples,
+            best_by="accuracy" if experiment.text is None else "loss",
+            memory_learning_rate=experiment.optimizer.memory_learning_rate,
+            processing_class=tokenizer,
+            report=report,
+            resume=resume,
+        )
     model.eval()
     weights = whole_weights(model)
     if args.process_index == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..config import MemoryConfig
 from ..errors import RecipeError
+from ..locking import alone_in
 from ..model import RecurrentMemoryModel
 from ..models import load_model
 from .carried import CarriedTrainer
@@ -44,15 +45,23 @@ def make(
     Raises:
         RecipeError: if there is nothing to resume, the output is there already and `resume` is not set, the loss stops
             being a number, or a checkpoint is damaged.
+        OutputError: if another process trains into `<out>.run`.
     """
-    out, run = Path(recipe.out), Path(f"{recipe.out}.run")
+    run = Path(f"{recipe.out}.run")
     folders = [run / f"stage-{index + 1}" for index in range(len(recipe.stages))]
     begun = [index for index, folder in enumerate(folders) if _last_checkpoint(folder) is not None]
     if resume and not begun:
         raise RecipeError(f"{run}: there is no checkpoint to resume from; train without --resume")
     if not resume and begun:
         raise RecipeError(f"{run}: a training is there already; go on with --resume, or give another out=…")
-    run.mkdir(parents=True, exist_ok=True)
+    with alone_in(run):
+        return _make(recipe, folders, begun, report)
+
+
+def _make(
+    recipe: Recipe, folders: Sequence[Path], begun: Sequence[int], report: Callable[[dict[str, Any]], None] | None
+) -> dict[str, Any]:
+    out, run = Path(recipe.out), Path(f"{recipe.out}.run")
     transformers_logging.disable_progress_bar()
     noise = load_noise(recipe.noise, recipe.noise_chars, recipe.seed)
     torch.manual_seed(recipe.seed)
