@@ -16,10 +16,10 @@ def test_the_commit_is_that_of_the_beginning(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(
         provenance, "_git", lambda *arguments: {"rev-parse": head[0], "status": ""}.get(arguments[0], arguments[0])
     )
-    open_folder(tmp_path / "out", {}, resume=False)
-    head[0] = "two"
-    assert provenance.machine()["commit"] == "one"
-    assert provenance.machine()["has_uncommitted_changes"] is False
+    with open_folder(tmp_path / "out", {}, resume=False):
+        head[0] = "two"
+        assert provenance.machine()["commit"] == "one"
+        assert provenance.machine()["has_uncommitted_changes"] is False
     provenance.checkout.cache_clear()
     assert provenance.machine()["commit"] == "two"
     provenance.checkout.cache_clear()
