@@ -155,6 +155,13 @@ def test_gradients_of_what_layers_keep_are_those_of_the_whole_graph(method: Back
     assert float((expected[name] - without[name]).abs().max()) > 1e-3  # or the comparison would say nothing
 
 
+def test_an_associative_memory_that_writes_nothing_yet_has_gradients() -> None:
+    model = model_of(kind="associative")  # W_v is 0: a norm of nothing but zeros
+    outcome = backpropagate(model, **example(), method=Backpropagation(), keep=Keep(KEPT, WEIGHT))
+    assert float(outcome.kept) == 0.0
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_no_rows_to_keep_are_no_loss() -> None:
     model = model_of()
     outcome = backpropagate(
