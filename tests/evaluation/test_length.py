@@ -17,6 +17,8 @@ from recurrent_memory.evaluation.length_run import LengthEvaluation, evaluate_le
 from recurrent_memory.evaluation.length_table import Line, tabulate
 from recurrent_memory.evaluation.tables import write_csv
 from recurrent_memory.inference.asking import ask
+from recurrent_memory.models import load_model
+from recurrent_memory.tasks.alone import draw_alone
 from recurrent_memory.tasks.base import Sample, Task
 from recurrent_memory.tasks.noise_source import NoiseSource, open_noise
 from recurrent_memory.tasks.noise_window import NoiseWindow, SampleText
@@ -111,6 +113,29 @@ def test_every_text_has_a_noise_of_its_own_whatever_it_is_read_with(noise: Noise
         ids = together._ids(10 * S, 12 * S)
         assert torch.equal(ids, torch.cat([reading._ids(10 * S, 12 * S) for reading in apart]))
         assert len({tuple(row) for row in ids.tolist()}) == 6
+
+
+def test_texts_of_facts_alone_answer_as_texts_read_alone(noise: NoiseSource) -> None:
+    """Of as many pairs as are the length, whatever noise is given."""
+    model, tokenizer = load_model("shipped", "cpu", "float64")
+    task = load_task("pairs", num_pairs=[1, 30, 70], alone=True)
+    for length, number in ((4, 1), (120, 30), (280, 70)):
+        group = Group(0, (0, 1, 2), (length,))
+        reading = GroupReading(group, model, tokenizer, task, noise, seed=SEED, boundary="sentence", score=is_right)
+        standing = reading.begin()
+        while standing.index < reading.num_segments:
+            reading.advance(standing)
+        assert [row.num_facts for row in standing.rows] == [number] * 3
+        for row in standing.rows:
+            name = f"{SEED}/pairs/{length}/{row.sample}"
+            sample, text = draw_alone(task, PieceEncoder(tokenizer), length, random.Random(name))
+            ids = torch.from_numpy(text.slice(0, length))[None]
+            assert tokenizer.decode(ids[0, row.fact_token : row.fact_token + 3]).strip().split(" is ") == [
+                row.question.removeprefix("? "),
+                row.target,
+            ]
+            answer = ask(model, tokenizer, model.read(ids), [sample.question])[0]
+            assert (answer.text, round(answer.probability, 6)) == (row.answer, row.probability)
 
 
 def test_groups_ask_every_sample_at_every_length_once() -> None:

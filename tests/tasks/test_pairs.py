@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from recurrent_memory.errors import ConfigError
-from recurrent_memory.tasks.pairs import VALUES, Pairs
+from recurrent_memory.tasks.pairs import KEYS, VALUES, Pairs
 from recurrent_memory.tasks.registry import load_task
 
 
@@ -19,7 +19,7 @@ def test_the_answer_is_the_last_value_of_the_key(*, rewrite: bool) -> None:
     rewritten = 0
     for _ in range(300):
         sample = Pairs([1, 7, 40], rewrite=rewrite).draw(rng)
-        pairs = [fact.removesuffix(".").split(" ") for fact in sample.facts]
+        pairs = [fact.removesuffix(".").split(" is ") for fact in sample.facts]
         asked = [(index, value) for index, (key, value) in enumerate(pairs) if f"? {key}" == sample.question]
         assert asked[-1] == (*sample.supporting, sample.answer)
         rewritten += len(asked) > 1
@@ -45,3 +45,21 @@ def test_numbers_of_pairs_are_drawn_evenly_and_values_are_from_the_list() -> Non
 def test_impossible_numbers_of_pairs_are_refused(num_pairs: Any) -> None:
     with pytest.raises(ConfigError, match="num_pairs"):
         load_task("pairs", num_pairs=num_pairs)
+
+
+def test_keys_are_the_first_so_many() -> None:
+    rng = random.Random(4)
+    drawn = Counter(fact.split()[0] for _ in range(400) for fact in Pairs([1, 3], num_keys=5).draw(rng).facts)
+    assert set(drawn) == set(KEYS[:5])
+    assert max(Pairs(num_keys=20).num_pairs) == 20
+
+
+@pytest.mark.parametrize("num_keys", [0, 201])
+def test_impossible_numbers_of_keys_are_refused(num_keys: int) -> None:
+    with pytest.raises(ConfigError, match="num_keys"):
+        load_task("pairs", num_keys=num_keys)
+
+
+def test_there_cannot_be_more_pairs_than_keys() -> None:
+    with pytest.raises(ConfigError, match="from 1 to 16"):
+        Pairs([4, 17], num_keys=16)

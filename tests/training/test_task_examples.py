@@ -12,6 +12,7 @@ import torch
 
 from recurrent_memory.errors import ConfigError
 from recurrent_memory.inference.asking import question_ids
+from recurrent_memory.models import load_model
 from recurrent_memory.tasks.base import Placement, Sample
 from recurrent_memory.tasks.registry import load_task
 from recurrent_memory.training.examples import DrawnBatches, collate, held_out
@@ -205,3 +206,30 @@ def test_candidates_of_a_place_are_all_answerable_or_none() -> None:
     assert all(len(kind) == 1 for kind in kinds)
     # 160 places of 0.3: four standard deviations are 23. Of the hardest of four, were they mixed, it would be 122.
     assert 25 <= sum(kind == {True} for kind in kinds) <= 71
+
+
+def test_facts_that_are_a_text_alone_fill_all_segments() -> None:
+    tokenizer = load_model("shipped", "cpu", "float32")[1]
+    made = TaskExamples((load_task("pairs", num_pairs=[1, 2, 3], alone=True),), [], tokenizer, 4)
+    for number in (1, 2, 3):
+        example = made.draw(random.Random(number), number)
+        assert example["text_length"] == 4 * number
+        pairs = tokenizer.decode(example["input_ids"][: 4 * number]).strip(" .").split(". ")
+        mark, key, answer = tokenizer.decode(example["input_ids"][4 * number : -1]).split()
+        assert len(pairs) == number
+        assert mark == "?"
+        assert f"{key} is {answer}" in pairs
+    with pytest.raises(ConfigError, match="length=16"):
+        made.draw(random.Random(0), 4)
+
+
+def test_what_facts_alone_cannot_have_is_named() -> None:
+    alone = load_task("pairs", alone=True)
+    for settings in ({"hard_noise": 0.5}, {"unanswerable": 0.5}):
+        with pytest.raises(ConfigError, match="facts alone"):
+            TaskExamples((alone,), NOISE, tiny_tokenizer(), 4 * S, **settings)
+    with pytest.raises(ConfigError, match="noise is empty"):
+        TaskExamples((alone, load_task("detect")), [], tiny_tokenizer(), 4 * S)
+    made = TaskExamples((alone,), [], tiny_tokenizer(), 4 * S)
+    with pytest.raises(ConfigError, match="leave carried out"):
+        made.begin(random.Random(0), 40, lambda count: [0] * count)

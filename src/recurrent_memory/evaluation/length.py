@@ -25,6 +25,7 @@ from ..inference.asking import Answer, ask
 from ..model import RecurrentMemoryModel
 from ..segments import Segment
 from ..state import MemoryState
+from ..tasks.alone import FactsText, draw_alone
 from ..tasks.base import Sample, Task
 from ..tasks.noise_source import NoiseSource
 from ..tasks.noise_window import Boundary, NoiseWindow, SampleText
@@ -172,10 +173,15 @@ class GroupReading:
         self.group, self._model, self._tokenizer, self._score = group, model, tokenizer, score
         encoder = PieceEncoder(tokenizer)
         self._samples: list[Sample] = []
-        self._texts: list[SampleText] = []
+        self._texts: list[SampleText | FactsText] = []
         for number in group.samples:
             where = group.lengths[0]
             name = f"{seed}/{task.name}{'' if task.placement == 'first' else f'/{where}'}/{number}"
+            if task.placement == "alone":
+                sample, alone = draw_alone(task, encoder, where, random.Random(name))
+                self._samples.append(sample)
+                self._texts.append(alone)
+                continue
             sample, targets, limit = draw_placed(task, encoder, where, random.Random(name))
             begin = random.Random(f"{name}/noise").randrange(noise.num_chars)
             window = NoiseWindow(noise.from_char(begin), tokenizer)

@@ -8,8 +8,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 from ..errors import ConfigError
 
-Placement = Literal["first", "anywhere"]
-"""Where the facts of a task stand in a long text: together at its start, or at random places, in their order."""
+Placement = Literal["first", "anywhere", "alone"]
+"""Where facts stand: together at the start of a long text; at random places in it, in their order; or they are the text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,45 +46,63 @@ _NUM_PAIRS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200)
 
 
 class Pairs:
-    """Pairs such as "garden night." anywhere in the text, in which no key is there twice; the question is "? garden".
+    """Pairs such as "garden is night.", in which no key is there twice; the question is "? garden".
 
     Without the mark before it the key would be another token than in the pair, in vocabularies that count the space to the word.
+    A pair is four tokens: in segments of four, alone, each has one of its own, as in the paper.
 
     Args:
         num_pairs: How many; of several numbers, one is drawn for each sample. In short texts those that fit are drawn.
+        num_keys: How many keys there are. A model finds out what a key is for far sooner if there are few.
         rewrite: Whether keys are drawn anew for each pair from half as many keys as there are pairs, so that most of them get
             a new value later on. The last one is asked for.
+        alone: Whether the pairs are the whole text, which then has as many as are exactly its length; else they stand
+            anywhere in a longer one.
 
     Raises:
-        ConfigError: if a number of pairs is below 1 or above the number of keys.
+        ConfigError: if a number of pairs is below 1 or above the number of keys, or there are not so many keys.
 
     Example:
         >>> sample = Pairs(num_pairs=2).draw(random.Random(0))
         >>> sample.facts, sample.question, sample.answer
-        (('obtain house.', 'writing fact.'), '? writing', 'fact')
+        (('obtain is house.', 'writing is fact.'), '? writing', 'fact')
     """
 
     name = "pairs"
     answers: tuple[str, ...] | None = VALUES
-    placement: Placement = "anywhere"
 
-    def __init__(self, num_pairs: int | Sequence[int] = _NUM_PAIRS, *, rewrite: bool = False) -> None:
+    def __init__(
+        self,
+        num_pairs: int | Sequence[int] | None = None,
+        *,
+        num_keys: int = len(KEYS),
+        rewrite: bool = False,
+        alone: bool = False,
+    ) -> None:
+        if not 1 <= num_keys <= len(KEYS):
+            raise ConfigError(f"num_keys={num_keys!r} of task 'pairs' must be from 1 to {len(KEYS)}")
+        if num_pairs is None:
+            num_pairs = [number for number in _NUM_PAIRS if number <= num_keys]
         self.num_pairs = (num_pairs,) if isinstance(num_pairs, int) else tuple(num_pairs)
         self.rewrite = rewrite
-        impossible = [number for number in self.num_pairs if not 1 <= number <= len(KEYS)]
+        self.placement: Placement = "alone" if alone else "anywhere"
+        self._keys = KEYS[:num_keys]
+        impossible = [number for number in self.num_pairs if not 1 <= number <= num_keys]
         if impossible or not self.num_pairs:
-            raise ConfigError(f"num_pairs={num_pairs!r} of task 'pairs' must be from 1 to {len(KEYS)}")
+            raise ConfigError(
+                f"num_pairs={num_pairs!r} of task 'pairs' must be from 1 to {num_keys}, the number of keys"
+            )
 
     def draw(self, rng: random.Random) -> Sample:
         """Pairs, and the question for one of their keys, all alike likely."""
         number = rng.choice(self.num_pairs)
         if self.rewrite:
-            known = rng.sample(KEYS, (number + 1) // 2)
+            known = rng.sample(self._keys, (number + 1) // 2)
             keys = [rng.choice(known) for _ in range(number)]
         else:
-            keys = rng.sample(KEYS, number)
+            keys = rng.sample(self._keys, number)
         values = [rng.choice(VALUES) for _ in keys]
         last = {key: index for index, key in enumerate(keys)}
         asked = rng.choice(sorted(last))
-        facts = tuple(f"{key} {value}." for key, value in zip(keys, values, strict=True))
+        facts = tuple(f"{key} is {value}." for key, value in zip(keys, values, strict=True))
         return Sample(facts, f"? {asked}", values[last[asked]], (last[asked],), VALUES)

@@ -260,12 +260,14 @@ def make_examples(experiment: Experiment, beginning: Beginning) -> TaskExamples:
     form = "class" if beginning.classifies else "target" if beginning.family == "seq2seq" else "text"
     if beginning.family == "encoder" and form != "class":
         raise RecipeError("backbone_task: an encoder learns a task with backbone_task: sequence-classification")
+    settings = task.settings()
+    is_alone = all(each.placement == "alone" for each in settings["tasks"])
     return TaskExamples(
-        noise=load_noise(task.noise, task.noise_chars, experiment.seed),
+        noise=load_noise(task.noise, task.noise_chars, experiment.seed) if task.noise or not is_alone else [],
         tokenizer=beginning.tokenizer(),
         segment_length=beginning.segment_length,
         form=form,
-        **task.settings(),
+        **settings,
     )
 
 

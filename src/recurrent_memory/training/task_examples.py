@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..errors import ConfigError
 from ..forward import IGNORE
+from ..tasks.alone import draw_alone
 from ..tasks.base import Sample, Task
 from ..tasks.noise_window import Boundary, NoiseWindow, SampleText
 from ..tasks.pieces import PieceEncoder, plain_tokenizer
@@ -25,7 +26,7 @@ class TaskExamples:
     """Draws examples of tasks; see `SegmentedExamples`.
 
     The text has S·(n − 1) + 1 … S·n tokens, n being the number of segments asked for; the question comes after it, in a
-    segment of its own, as `ask` puts it.
+    segment of its own, as `ask` puts it. Facts that are a text alone fill all n segments.
 
     Args:
         tasks: One of them is drawn for each example.
@@ -45,7 +46,8 @@ class TaskExamples:
             there is room, where the model sees what is there as well as its memory.
 
     Raises:
-        ConfigError: if a classifier is to learn a task with open answers.
+        ConfigError: if a classifier is to learn a task with open answers, or facts that stand alone are to be left out or to have
+            a noise of some kind.
         InputError: if there is to be hard noise, and the noise has no word of any fact.
 
     Example:
@@ -71,6 +73,7 @@ class TaskExamples:
     _hard: HardPassages | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._check_noise()
         made = {
             "classes": answers_of(self.tasks) if self.form == "class" else (),
             "_tokenizer": plain_tokenizer(self.tokenizer),
@@ -89,6 +92,9 @@ class TaskExamples:
         task = self.tasks[rng.randrange(len(self.tasks))]
         whole = self.segment_length * num_segments
         length = most = whole if self.max_tokens is None else min(whole, self.max_tokens)
+        if task.placement == "alone":
+            sample, text = draw_alone(task, self._encoder, most, rng)
+            return self.asked(text.slice(0, most).tolist(), self.ending(sample))
         if rng.random() < self.partial:
             length -= rng.randrange(min(self.segment_length, most))
         for tokens in (length, most):  # in a text cut short the facts may not fit
@@ -122,9 +128,13 @@ class TaskExamples:
             The text, the sample, and the places.
 
         Raises:
-            ConfigError: if no sample fits, or something is to come before facts that begin a text.
+            ConfigError: if no sample fits, something is to come before facts that begin a text, or facts are all of theirs.
         """
         task = self.tasks[rng.randrange(len(self.tasks))]
+        if task.placement == "alone":
+            raise ConfigError(
+                f"carried: the text of {task.name!r} is its facts alone, and does not go on; leave carried out"
+            )
         sample, targets, limit = draw_placed(task, self._encoder, first_tokens, rng)
         starts = places(len(sample.facts))
         if starts[-1] and task.placement == "first":
@@ -154,6 +164,19 @@ class TaskExamples:
             labels = [IGNORE] * len(text) + labels
         length = len(text) if self.question_apart else 0
         return {"input_ids": text + ending["input_ids"], "labels": labels, "text_length": length}
+
+    def _check_noise(self) -> None:
+        for task in self.tasks:
+            if task.placement != "alone":
+                if not self.noise:
+                    raise ConfigError(
+                        f"noise is empty, and the facts of {task.name!r} are to be hidden in it; give task.noise"
+                    )
+            elif self.hard_noise or self.unanswerable:
+                raise ConfigError(
+                    f"hard_noise={self.hard_noise}, unanswerable={self.unanswerable}: the text of {task.name!r} is its facts alone; "
+                    "leave them out"
+                )
 
     def _noise(self, rng: random.Random) -> Iterator[str]:
         if self._hard is not None and rng.random() < self.hard_noise:

@@ -17,7 +17,7 @@ class TaskRecipe(Strict):
     Args:
         name: A task, or several, of which one is drawn for each example.
         options: Of the tasks, such as `source: FOLDER` for bAbI's files.
-        noise: Folders, files or hub ids of texts that the facts are hidden in.
+        noise: Folders, files or hub ids of texts that the facts are hidden in; none where they are the text.
         noise_chars: How much of it is kept in RAM.
         partial: How often the last segment of a text is cut short, 0…1.
         boundary: "sentence" or "word": after which a fact may stand.
