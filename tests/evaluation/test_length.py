@@ -180,6 +180,16 @@ def test_an_evaluation_in_a_folder(noise: NoiseSource, tmp_path: Path) -> None:
     assert (tmp_path / "out/accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("name", "options"), [("pairs", {"alone": True}), ("qa2", {})])
+def test_a_length_that_cannot_be_leaves_no_folder(
+    name: str, options: dict[str, Any], noise: NoiseSource, tmp_path: Path
+) -> None:
+    plan = LengthEvaluation(name, (400, 3), (1, 1), options=options)
+    with pytest.raises(ConfigError, match="length=3"):
+        evaluate_lengths(tiny_model(), tiny_tokenizer(), load_task(name, **options), noise, plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_interrupted_evaluation_goes_on_to_the_same_answers(noise: NoiseSource, tmp_path: Path) -> None:
     expected = run(noise, tmp_path / "whole").rows
     for after in (1, 40, 100, 150):

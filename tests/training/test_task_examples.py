@@ -208,6 +208,14 @@ def test_candidates_of_a_place_are_all_answerable_or_none() -> None:
     assert 25 <= sum(kind == {True} for kind in kinds) <= 71
 
 
+def test_the_end_after_an_answer_need_not_be_learned() -> None:
+    with_end, without = (examples("detect", ends=ends).draw(random.Random(5), 2) for ends in (True, False))
+    assert with_end["input_ids"] == without["input_ids"]
+    assert isinstance(with_end["labels"], list)
+    assert without["labels"] == [*with_end["labels"][:-1], -100]
+    assert with_end["labels"][-1] == tiny_tokenizer().eos_token_id
+
+
 def test_facts_that_are_a_text_alone_fill_all_segments() -> None:
     tokenizer = load_model("shipped", "cpu", "float32")[1]
     made = TaskExamples((load_task("pairs", num_pairs=[1, 2, 3], alone=True),), [], tokenizer, 4)

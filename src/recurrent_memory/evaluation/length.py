@@ -129,6 +129,18 @@ def plan_groups(task: Task, lengths: Sequence[int], samples: Sequence[int], lane
     return sorted(groups, key=lambda group: (group.num_tokens, group.number))
 
 
+def check_lengths(task: Task, tokenizer: Any, lengths: Sequence[int]) -> None:
+    """Find out whether the task has samples for texts of these lengths, before any is read.
+
+    Raises:
+        ConfigError: if for one of them it has none.
+    """
+    encoder = PieceEncoder(tokenizer)
+    draw = draw_alone if task.placement == "alone" else draw_placed
+    for length in lengths:
+        draw(task, encoder, length, random.Random(0))
+
+
 @dataclass(slots=True)
 class Standing:
     """How far a group is: enough to go on from.

@@ -19,7 +19,7 @@ from ..tasks.noise_source import NoiseSource
 from ..tasks.noise_window import Boundary
 from ..tasks.scoring import exact_match
 from .folder import open_folder, read_rows, write_results, write_rows
-from .length import Group, GroupReading, Row, Standing, plan_groups
+from .length import Group, GroupReading, Row, Standing, check_lengths, plan_groups
 from .length_table import Line
 
 Scoring = Literal["exact", "babilong"]
@@ -116,6 +116,7 @@ def evaluate_lengths(
     """
     folder = Path(out)
     groups = plan_groups(task, plan.lengths, plan.samples, plan.lanes)
+    check_lengths(task, tokenizer, plan.lengths)
     settings = {
         **json.loads(json.dumps(asdict(plan))),
         "model": model.fingerprint,

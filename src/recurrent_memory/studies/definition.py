@@ -63,7 +63,7 @@ class Study(Strict):
         recipe: What rows are trained by; a path, from the study's folder.
         set: What all of them change of it.
         eval: The options of `rmt eval`, by name: `max_tokens: 60000`, `reset: true`.
-        by: What accuracy is a curve over: the length of the text, or the number of facts in texts of one length.
+        by: What accuracy is a curve over: the length of the text, or the number of facts in it.
         seeds: Of trainings; a row is trained once with each.
         rows: The rows.
         compare: Pairs of rows: what the second gains on the first. For perplexities.

@@ -44,6 +44,8 @@ class TaskExamples:
         max_tokens: The most tokens of a text; None: as many as its segments hold.
         question_apart: Whether the question has a segment of its own; False: it goes on in the text's last segment, as far as
             there is room, where the model sees what is there as well as its memory.
+        ends: Whether a model that writes on learns to end after its answer. It is learned at once, and until then what else is to be
+            learned goes twice as slowly (docs/decisions/0024-pairs-are-of-words.md).
 
     Raises:
         ConfigError: if a classifier is to learn a task with open answers, or facts that stand alone are to be left out or to have
@@ -67,6 +69,7 @@ class TaskExamples:
     unanswerable: float = 0.0
     max_tokens: int | None = None
     question_apart: bool = True
+    ends: bool = True
     classes: tuple[str, ...] = field(init=False)
     _tokenizer: Any = field(init=False, repr=False, compare=False)
     _encoder: PieceEncoder = field(init=False, repr=False, compare=False)
@@ -154,8 +157,9 @@ class TaskExamples:
             return {"input_ids": question, "labels": self.classes.index(sample.answer)}
         if self.form == "target":
             return {"input_ids": question, "labels": [*self._ids(sample.answer), *self._end()]}
-        answer = [*self._ids(f" {sample.answer}"), *self._end()]
-        return {"input_ids": question + answer, "labels": [IGNORE] * len(question) + answer}
+        answer, end = self._ids(f" {sample.answer}"), self._end()
+        learned = answer + (end if self.ends else [IGNORE] * len(end))
+        return {"input_ids": question + answer + end, "labels": [IGNORE] * len(question) + learned}
 
     def asked(self, text: list[int], ending: Example) -> Example:
         """A text with its ending."""

@@ -26,6 +26,7 @@ class TaskRecipe(Strict):
             answer. The training's accuracy counts these, the held-out one has none.
         max_tokens: The most tokens of a text, facts included; None: as many as its segments hold.
         question_apart: Whether the question has a segment of its own; False: it goes on in the last one of the text.
+        ends: Whether a model that writes on learns to end after its answer.
     """
 
     name: tuple[str, ...] = Field(min_length=1)
@@ -38,6 +39,7 @@ class TaskRecipe(Strict):
     unanswerable: float = Field(0.0, ge=0, lt=1)
     max_tokens: int | None = Field(None, ge=1)
     question_apart: bool = True
+    ends: bool = True
 
     @field_validator("name", "noise", mode="before")
     @classmethod
@@ -74,5 +76,5 @@ class TaskRecipe(Strict):
         Raises:
             ConfigError: if a task does not take the options.
         """
-        told = {"partial", "boundary", "hard_noise", "unanswerable", "max_tokens", "question_apart"}
+        told = {"partial", "boundary", "hard_noise", "unanswerable", "max_tokens", "question_apart", "ends"}
         return {"tasks": tuple(load_task(name, **self.options) for name in self.name), **self.model_dump(include=told)}
