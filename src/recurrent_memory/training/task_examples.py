@@ -44,8 +44,8 @@ class TaskExamples:
         max_tokens: The most tokens of a text; None: as many as its segments hold.
         question_apart: Whether the question has a segment of its own; False: it goes on in the text's last segment, as far as
             there is room, where the model sees what is there as well as its memory.
-        ends: Whether a model that writes on learns to end after its answer. It is learned at once, and until then what else is to be
-            learned goes twice as slowly (docs/decisions/0024-pairs-are-of-words.md).
+        ends: Whether a model that writes on learns to end after its answer. From the beginning it may learn the answer more slowly
+            for it (docs/decisions/0024-pairs-of-few-keys-at-first.md).
 
     Raises:
         ConfigError: if a classifier is to learn a task with open answers, or facts that stand alone are to be left out or to have
