@@ -22,7 +22,7 @@ def encoder() -> PieceEncoder:
     return PieceEncoder(load_model("shipped", "cpu", "float32")[1])
 
 
-def test_a_text_is_its_facts_and_every_span_is_a_fact(encoder: PieceEncoder) -> None:
+def test_a_text_is_its_facts_and_every_span_is_a_fact() -> None:
     tokenizer = tiny_tokenizer()
     facts = ("Mary went to the garden.", "He left.", "John moved to the office.")
     text = FactsText(PieceEncoder(tokenizer), facts)

@@ -68,5 +68,5 @@ def draw_alone(task: Task, encoder: PieceEncoder, length: int, rng: random.Rando
     known = ", ".join(map(str, lengths[:20])) + (" …" if len(lengths) > 20 else "")
     raise ConfigError(
         f"length={length}: no facts of {task.name!r} are a text of exactly so many tokens, as they have to be where they stand "
-        f"alone; there are texts of {known} tokens; give one of these lengths, or alone: false"
+        f"alone; there are texts of {known} tokens; give one of these lengths"
     )
