@@ -41,7 +41,7 @@ def test_numbers_of_pairs_are_drawn_evenly_and_values_are_from_the_list() -> Non
     assert {sample.answer for sample in samples} <= set(VALUES)
 
 
-@pytest.mark.parametrize("num_pairs", [0, 201, [], [1, -1]])
+@pytest.mark.parametrize("num_pairs", [0, 201, [], [1, -1], "x", 2.5, [1, "2"], True])
 def test_impossible_numbers_of_pairs_are_refused(num_pairs: Any) -> None:
     with pytest.raises(ConfigError, match="num_pairs"):
         load_task("pairs", num_pairs=num_pairs)
@@ -54,8 +54,8 @@ def test_keys_are_the_first_so_many() -> None:
     assert max(Pairs(num_keys=20).num_pairs) == 20
 
 
-@pytest.mark.parametrize("num_keys", [0, 201])
-def test_impossible_numbers_of_keys_are_refused(num_keys: int) -> None:
+@pytest.mark.parametrize("num_keys", [0, 201, "x", 2.5, None])
+def test_impossible_numbers_of_keys_are_refused(num_keys: Any) -> None:
     with pytest.raises(ConfigError, match="num_keys"):
         load_task("pairs", num_keys=num_keys)
 

@@ -45,6 +45,10 @@ VALUES = _words(
 _NUM_PAIRS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200)
 
 
+def _is_count(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
 class Pairs:
     """Pairs such as "garden is night.", in which no key is there twice; the question is "? garden".
 
@@ -79,16 +83,15 @@ class Pairs:
         rewrite: bool = False,
         alone: bool = False,
     ) -> None:
-        if not 1 <= num_keys <= len(KEYS):
+        if not _is_count(num_keys, len(KEYS)):
             raise ConfigError(f"num_keys={num_keys!r} of task 'pairs' must be from 1 to {len(KEYS)}")
         if num_pairs is None:
             num_pairs = [number for number in _NUM_PAIRS if number <= num_keys]
-        self.num_pairs = (num_pairs,) if isinstance(num_pairs, int) else tuple(num_pairs)
+        self.num_pairs: tuple[int, ...] = tuple(num_pairs) if isinstance(num_pairs, Sequence) else (num_pairs,)
         self.rewrite = rewrite
         self.placement: Placement = "alone" if alone else "anywhere"
         self._keys = KEYS[:num_keys]
-        impossible = [number for number in self.num_pairs if not 1 <= number <= num_keys]
-        if impossible or not self.num_pairs:
+        if not self.num_pairs or not all(_is_count(number, num_keys) for number in self.num_pairs):
             raise ConfigError(
                 f"num_pairs={num_pairs!r} of task 'pairs' must be from 1 to {num_keys}, the number of keys"
             )
