@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from recurrent_memory.studies.losses import pooled
 from recurrent_memory.studies.plan import Unit, chains, plan
 from recurrent_memory.studies.report import write_study
 from recurrent_memory.studies.run import run_study
+from recurrent_memory.studies.sizes import by_size, draw_sizes
 from recurrent_memory.studies.table import tabulate
 from tiny_models import prose, tiny_backbone, tiny_tokenizer
 
@@ -190,3 +192,10 @@ def test_accuracy_by_the_number_of_facts(tmp_path: Path) -> None:
     assert [cost.state_bytes for cost in table.costs] == [1_000, 2_000]
     (tmp_path / "study.json").write_text(json.dumps({"begun": {}}))
     assert write_study(study, units, table, tmp_path, "-").splitlines()[3].endswith("| 2,000 bytes |")
+    assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
+    curves = by_size(table, [cell for cell in table.cells if cell.metric == "accuracy"])
+    held = {curve.at: list(zip(curve.sizes, [cell.value for cell in curve.cells], strict=True)) for curve in curves}
+    assert held == {"2": [(1_000, 1), (2_000, 0.8)], "200": [(1_000, 0.6), (2_000, 0.4)]}
+    alike = replace(table, costs=[replace(cost, state_bytes=500) for cost in table.costs])
+    assert not draw_sizes(alike, table.cells, tmp_path / "none.png", title="s", places="facts")
+    assert not (tmp_path / "none.png").exists()

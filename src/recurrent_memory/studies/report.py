@@ -13,9 +13,13 @@ from .definition import Study
 from .losses import draw_losses
 from .plan import Unit
 from .run import STUDY
+from .sizes import draw_sizes
 from .table import ALL_SEEDS, Cell, StudyTable, results_of
 
-TABLE, SUMMARY, MARKDOWN, PLOT, LOSSES = "table.csv", "results.json", "table.md", "plot.png", "losses.png"
+TABLE, SUMMARY, MARKDOWN = "table.csv", "results.json", "table.md"
+PLOT, SIZES, LOSSES = "plot.png", "sizes.png", "losses.png"
+
+_PLACES = {"length": "tokens of the text", "facts": "facts in the text"}
 
 
 def write_study(study: Study, units: Sequence[Unit], table: StudyTable, out: str | Path, command: str) -> str:
@@ -41,6 +45,8 @@ def write_study(study: Study, units: Sequence[Unit], table: StudyTable, out: str
     with atomic_write(folder / MARKDOWN) as temporary:
         temporary.write_text(text, encoding="utf-8")
     draw(study, table, folder / PLOT)
+    accuracies = [cell for cell in shown(table) if cell.metric == "accuracy" and cell.at.isdigit()]
+    draw_sizes(table, accuracies, folder / SIZES, title=study.name, places=_PLACES[study.by])
     rows = {row.name: [results_of(unit) for unit in units if unit.row == row.name] for row in study.rows}
     if all(results["task"] == "lm" for evaluations in rows.values() for results in evaluations):
         draw_losses(rows, folder / LOSSES, title=study.name)
@@ -124,7 +130,7 @@ def draw(study: Study, table: StudyTable, path: str | Path) -> None:
             )
         axis.set(
             xscale="log",
-            xlabel="tokens of the text" if study.by == "length" else "facts in the text",
+            xlabel=_PLACES[study.by],
             ylabel="accuracy",
             ylim=(-0.03, 1.03),
         )
