@@ -31,6 +31,10 @@ def test_it_cannot_be_changed() -> None:
         ({"kind": "associative", "carry": "sign"}, "carry='sign' is of kind='tokens' only; leave it out of kind="),
         ({"key_width": 0}, "key_width=0 must be at least 1"),
         ({"dpfp_order": 1.5}, "dpfp_order=1.5 must be an int of at least 1, not float"),
+        ({"kind": "associative", "cover": 1.5}, "cover=1.5 must be a number from 0 to 1"),
+        ({"kind": "associative", "cover": float("nan")}, "cover=nan must be a number from 0 to 1"),
+        ({"kind": "associative", "cover": True}, "cover=True must be a number from 0 to 1"),
+        ({"cover": 0.1}, "cover=0.1 is of kind='associative' only; leave it out of kind='tokens'"),
         ({"kind": None}, "kind=None is not a kind of memory"),
         ({"recent": -1}, "recent=-1 must be at least 0"),
         ({"num_memory_tokens": 2, "recent": 3}, "recent=3 is more than num_memory_tokens=2, of which it is a part"),
@@ -56,7 +60,7 @@ def test_there_and_back() -> None:
     assert MemoryConfig.from_dict(config.to_dict()) == config
     with pytest.raises(
         ConfigError,
-        match=r"unknown memory settings \['size'\]; known are \['carry', 'dpfp_order', 'hold', 'key_width', 'kind', "
+        match=r"unknown memory settings \['size'\]; known are \['carry', 'cover', 'dpfp_order', 'hold', 'key_width', 'kind', "
         r"'num_memory_tokens', 'recent', 'segment_length', 'slot_embeddings'\]",
     ):
         MemoryConfig.from_dict({"size": 3})

@@ -32,6 +32,9 @@ class MemoryConfig:
             only.
         key_width: d_mem, the width of keys and queries before their feature map; of `kind="associative"` only.
         dpfp_order: ν of the feature map, which makes K = 2·ν·d_mem features; of `kind="associative"` only.
+        cover: The share, 0…1, of every feature of a key that is written which its normaliser has at least. At 0, as in the paper, a
+            feature may be in the matrix and not in the normaliser, and what asks for little else is divided by next to nothing;
+            of `kind="associative"` only.
 
     Raises:
         ConfigError: if a value is of the wrong type or out of range.
@@ -50,6 +53,7 @@ class MemoryConfig:
     slot_embeddings: bool = False
     key_width: int = 64
     dpfp_order: int = 3
+    cover: float = 0.0
 
     def __post_init__(self) -> None:
         _check_int("num_memory_tokens", self.num_memory_tokens, minimum=0)
@@ -78,6 +82,11 @@ class MemoryConfig:
             raise ConfigError(f"hold={self.hold!r} must be a number of at least 0")
         if self.hold and self.carry != "sign":
             raise ConfigError(f"hold={self.hold} is of carry='sign' only; leave it out of carry={self.carry!r}")
+
+        if isinstance(self.cover, bool) or not isinstance(self.cover, int | float) or not 0 <= self.cover <= 1:
+            raise ConfigError(f"cover={self.cover!r} must be a number from 0 to 1")
+        if self.cover and self.kind != "associative":
+            raise ConfigError(f"cover={self.cover} is of kind='associative' only; leave it out of kind={self.kind!r}")
 
     @property
     def num_written(self) -> int:

@@ -31,7 +31,10 @@ def hash_weights(model: RecurrentMemoryModel, weights: dict[str, Tensor] | None 
         model: The model.
         weights: In place of its own.
     """
-    digest = hashlib.sha256(repr(sorted(model.memory_config.to_dict().items())).encode())
+    settings = model.memory_config.to_dict()
+    if not settings["cover"]:
+        del settings["cover"]  # states are older than the setting
+    digest = hashlib.sha256(repr(sorted(settings.items())).encode())
     digest.update(f"{model.config.family} {model.config.backbone_class}".encode())
     for name, tensor in sorted((model.state_dict(keep_vars=True) if weights is None else weights).items()):
         whole: Tensor = tensor

@@ -35,6 +35,7 @@ class Tiny:
         recent: Memory tokens that are the last tokens read.
         slots: Whether memory tokens have embeddings of their own.
         kind: The kind of memory.
+        cover: How much of a key's features the normaliser of an associative memory has at least.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Tiny:
     recent: int = 0
     slots: bool = False
     kind: str = "tokens"
+    cover: float = 0.0
 
     @property
     def tolerance(self) -> float:
@@ -205,7 +207,11 @@ def _with_every_memory(backbones: list[Tiny]) -> list[Tiny]:
         ),
     ]
     single = [tiny for tiny in backbones if not tiny.is_seq2seq]
-    return [*made, *(replace(tiny, name=f"{tiny.name}+{kind}", kind=kind) for kind in LAYERWISE for tiny in single)]
+    made += [replace(tiny, name=f"{tiny.name}+{kind}", kind=kind) for kind in LAYERWISE for tiny in single]
+    covered = [tiny for tiny in single if tiny.name in SCALES]
+    return made + [
+        replace(tiny, name=f"{tiny.name}+associative+cover", kind="associative", cover=0.5) for tiny in covered
+    ]
 
 
 DECODERS = [

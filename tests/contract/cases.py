@@ -52,6 +52,7 @@ def memory_of(tiny: Tiny, num_memory_tokens: int = M, segment_length: int = S) -
         slot_embeddings=tiny.slots,
         key_width=8,
         dpfp_order=3,
+        cover=tiny.cover,
     )
 
 
@@ -171,7 +172,7 @@ def layerwise_reference(tiny: Tiny, model: RecurrentMemoryModel) -> LayerwiseRef
         return PerLayerReference(
             model.backbone, **parameters, cls_and_sep=None if tiny.is_decoder else tiny.cls_and_sep
         )
-    weights = Weights(**parameters, order=model.memory_config.dpfp_order)
+    weights = Weights(**parameters, order=model.memory_config.dpfp_order, cover=tiny.cover)
     special = () if tiny.is_decoder else tiny.cls_and_sep
     return AssociativeReference(model.backbone, weights, special[:1], special[1:], is_causal=tiny.is_decoder)
 

@@ -143,6 +143,88 @@ def test_a_question_begins_a_segment_of_its_own(tiny: Tiny, method: Backpropagat
             assert int(alone_in_batch.num_wrong) == int(found.num_wrong[row])
 
 
+# Questions about each text: tokens of the text, and of its questions.
+SHARED = ((2 * S + 3, (3, S + 2, 1)), (1, (2,)), (2 * S, (S, 4)), (0, (4, 2)))
+
+
+@every_backbone
+@every_kind
+@pytest.mark.parametrize("learns_text", [False, True], ids=["question", "text"])
+def test_a_text_with_several_questions_is_as_if_read_for_each(
+    tiny: Tiny, method: Backpropagation, learns_text: bool
+) -> None:
+    model, per_token = model_of(tiny), not (tiny.is_classifier or tiny.is_seq2seq)
+    rows: list[list[int]] = []
+    texts, lengths = list[int](), list[int]()
+    for number, (length, questions) in enumerate(SHARED):
+        text = text_of(tiny, length, number)
+        for question in questions:
+            rows.append(text + text_of(tiny, question, len(rows) + len(SHARED)))
+            texts.append(7 - number)
+            lengths.append(length)
+    labels = labels_of(tiny, rows)
+    if per_token and not learns_text:
+        for label, length in zip(labels, lengths, strict=True):
+            label[: length + 1] = [IGNORE] * (length + 1)
+    ids, mask = batch(rows, "right")
+    given = (ids, batch_labels(tiny, labels, "right"), mask, None, torch.tensor(lengths))
+    expected, gradients_of_each = taken(model, lambda model: backpropagate(model, *given, method=method))
+    shared, actual = taken(model, lambda model: backpropagate(model, *given, torch.tensor(texts), method=method))
+    # Where layers compute in float32, both are as far off the truth as one is elsewhere.
+    tolerance = TOLERANCE if tiny.exact else 2 * tiny.tolerance
+    for found in (shared, measure(model, *given, torch.tensor(texts))):
+        assert_close(found.loss, expected.loss, tolerance, "loss")
+        assert_close(found.row_losses, expected.row_losses, tolerance, "losses of the rows")
+        assert found.num_wrong.equal(expected.num_wrong)
+        assert found.num_right.equal(expected.num_right)
+        assert_same_state(found.memory_state.trimmed(), expected.memory_state.trimmed(), tolerance)
+    for name, gradient in gradients_of_each.items():
+        assert_close(actual[name], gradient, tolerance, f"gradient of {name}")
+
+
+def test_a_text_with_several_questions_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(DECODERS[0])
+    ids = torch.tensor(text_of(DECODERS[0], 3 * S + 2, 0)).repeat(4, 1)
+    labels = torch.full_like(ids, IGNORE)
+    labels[:, -1] = ids[:, -1]
+    batches: list[int] = []
+    fold = type(model).fold_segment
+
+    def counting(self: RecurrentMemoryModel, segment: Any, state: Any, **kwargs: Any) -> Any:
+        batches.append(len(segment.lengths))
+        return fold(self, segment, state, **kwargs)
+
+    monkeypatch.setattr(type(model), "fold_segment", counting)
+    given = (ids, labels, None, None, torch.tensor([3 * S] * 4))
+    measure(model, *given, torch.tensor([0, 0, 1, 0]))
+    assert batches == [2, 2, 2, 4]
+    batches.clear()
+    measure(model, *given)
+    assert batches == [4, 4, 4, 4]
+
+
+def test_texts_that_are_not_the_same_are_named() -> None:
+    model = model_of(DECODERS[0])
+    ids = torch.tensor([[3, 4, 5, 6], [3, 4, 5, 7], [3, 9, 5, 6]])
+    labels, method = ids, Backpropagation()
+
+    def tried(texts: list[int], lengths: list[int] | None = None, state: Any = None) -> None:
+        breaks = None if lengths is None else torch.tensor(lengths)
+        backpropagate(model, ids, labels, None, state, breaks, torch.tensor(texts), method=method)
+
+    tried([0, 0, 1], [3, 3, 3])
+    tried([0, 0, 0], [1, 1, 1])
+    for texts, lengths in (([0, 0, 0], [3, 3, 3]), ([0, 0, 1], [3, 2, 3])):
+        with pytest.raises(InputError, match="must have the same tokens before their questions"):
+            tried(texts, lengths)
+    with pytest.raises(InputError, match=r"texts has the shape \(2,\)"):
+        tried([0, 0], [3, 3, 3])
+    with pytest.raises(InputError, match="leave texts out"):
+        tried([0, 0, 1])
+    with pytest.raises(InputError, match="leave texts out"):
+        tried([0, 0, 1], [3, 3, 3], model.initial_state(3))
+
+
 def test_text_lengths_that_do_not_fit_are_named() -> None:
     model = model_of(DECODERS[0])
     ids = torch.zeros(2, 5, dtype=torch.long)

@@ -13,6 +13,7 @@ import torch
 from recurrent_memory.errors import ConfigError
 from recurrent_memory.inference.asking import question_ids
 from recurrent_memory.models import load_model
+from recurrent_memory.tasks.babi.relations import OPPOSITES
 from recurrent_memory.tasks.base import Placement, Sample
 from recurrent_memory.tasks.registry import load_task
 from recurrent_memory.training.examples import DrawnBatches, collate, held_out
@@ -241,3 +242,53 @@ def test_what_facts_alone_cannot_have_is_named() -> None:
     made = TaskExamples((alone,), [], tiny_tokenizer(), 4 * S)
     with pytest.raises(ConfigError, match="leave carried out"):
         made.begin(random.Random(0), 40, lambda count: [0] * count)
+
+
+@pytest.mark.parametrize(("name", "options", "most"), [("reason", {}, 4), ("pairs", {"num_pairs": 3}, 3)])
+def test_several_questions_about_one_text(name: str, options: dict[str, Any], most: int) -> None:
+    task, tokenizer = load_task(name, **options), tiny_tokenizer()
+    made = [TaskExamples((task,), NOISE, tokenizer, 16 * S, questions=number) for number in (1, 2, 9)]
+    one, two, many = (each.draw(random.Random(5), 3) for each in made)
+    assert "more" not in one
+    for example, number in ((two, 1), (many, most - 1)):
+        assert {key: value for key, value in example.items() if key != "more"} == one
+        assert len(example["more"]) == number  # pyright: ignore[reportTypedDictNotRequiredAccess]
+    rows, length = [many, *many["more"]], one["text_length"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+    text = tokenizer.decode(one["input_ids"][:length])
+    questions: set[str] = set()
+    for row in rows:
+        assert row["text_length"] == length
+        assert row["input_ids"][:length] == one["input_ids"][:length]
+        question, _, answer = tokenizer.decode(row["input_ids"][length:-1]).rpartition(" ")
+        questions.add(question)
+        if name == "pairs":
+            assert f"{question.removeprefix('? ')} is {answer}." in text
+        elif question.startswith("What is the"):
+            other, direction = question.removeprefix("What is the ").removesuffix(" of?").split()
+            assert f"The {answer} is {OPPOSITES[direction]} of the {other}." in text
+        else:
+            assert f"The {answer} {question.removeprefix('What ').removesuffix('?')}." in text
+    assert len(questions) == most
+    batch = collate([many, one])
+    assert batch["texts"].tolist() == [0] * most + [1]
+    assert len(batch["input_ids"]) == len(batch["text_lengths"]) == most + 1
+    assert "more" not in held_out(made[2], 0, 3, 0)
+    assert "texts" not in collate([one, one])
+
+
+def test_questions_of_texts_without_their_facts_are_unanswerable() -> None:
+    made = TaskExamples((load_task("reason"),), NOISE, tiny_tokenizer(), 16 * S, questions=4, unanswerable=0.5)
+    batch = collate([made.draw(random.Random(seed), 2) for seed in range(8)])
+    assert batch["unanswerable"].tolist() == [flag for flag in batch["unanswerable"].tolist()[::4] for _ in range(4)]
+    assert 0 < int(batch["unanswerable"].sum()) < 32
+
+
+def test_one_direction_more_often_is_asked_about_once() -> None:
+    task = load_task("reason", directions={"north": 4, "south": 1})
+    example = TaskExamples((task,), NOISE, tiny_tokenizer(), 16 * S, questions=4).draw(random.Random(0), 2)
+    assert example.get("more") == []
+
+
+def test_tasks_with_one_question_are_not_asked_several() -> None:
+    with pytest.raises(ConfigError, match="questions=2: task 'detect' asks one question about its facts"):
+        examples("detect", "reason", questions=2)

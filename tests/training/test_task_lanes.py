@@ -281,7 +281,7 @@ def test_a_carried_stage_that_cannot_be_is_named(tmp_path: Path) -> None:
     for stages in (STAGES.stages, (STAGES.stages[0], replace(STAGES.stages[1], examples=ending))):
         with pytest.raises(
             ConfigError,
-            match="max_tokens=9, question_apart=True, unanswerable=0.0: carried lanes have texts without end",
+            match="max_tokens=9, question_apart=True, unanswerable=0.0, questions=1: carried lanes have texts without end",
         ):
             train_curriculum(
                 model_of(),

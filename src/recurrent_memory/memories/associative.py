@@ -45,7 +45,8 @@ class AssociativeMemory(LayerwiseMemory):
 
     Before a layer, at every position: `h += φ(W_q h) A / (φ(W_q h)·z + ε)`. After it, at the write tokens:
     `k = φ(W_k h)`, `v̄ = kA/(k·z + ε)`, `β = σ(W_b h)`, `A += Σ β k ⊗ (W_v h − v̄)`, `z += Σ γ k` with
-    `γ = clip(1 − (k·z + ε)/(‖k‖² + ε), 0, 1)` taken without gradient. On an empty memory v̄ = 0 and γ = 1.
+    `γ = clip(1 − (k·z + ε)/(‖k‖² + ε), 0, 1)` taken without gradient. On an empty memory v̄ = 0 and γ = 1. With
+    `cover` c above 0, which is not in the paper, then `z = max(z, c k)`.
 
     State: `A`, `[B, L, K, D]`, and `z`, `[B, L, K]`; zeros at first.
     """
@@ -122,7 +123,10 @@ class AssociativeMemory(LayerwiseMemory):
             share = (1 - (overlap + EPSILON) / (keys.pow(2).sum(-1) + EPSILON)).clamp(0, 1)
             is_empty = ~normaliser.any(-1, keepdim=True)
             share = torch.where(is_empty, torch.ones_like(share), share)
-        return {"A": matrix + keys.mT @ new, "z": normaliser + (share[..., None] * keys).sum(1)}
+        normaliser = normaliser + (share[..., None] * keys).sum(1)
+        if self.config.cover:
+            normaliser = torch.maximum(normaliser, self.config.cover * keys.amax(1))
+        return {"A": matrix + keys.mT @ new, "z": normaliser}
 
     def change(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Float[Tensor, ""]:
         """‖ΔA‖ / (‖A‖ + 0.01 ‖z‖ √D), its mean over rows and layers.

@@ -32,6 +32,7 @@ class Weights:
         rate: `[L, D]`, W_b.
         rate_bias: `[L]`.
         order: ν of the feature map.
+        cover: The share of a key's features that the normaliser has at least; 0 in the paper.
     """
 
     write_tokens: Tensor
@@ -41,6 +42,7 @@ class Weights:
     rate: Tensor
     rate_bias: Tensor
     order: int
+    cover: float = 0.0
 
 
 @dataclass
@@ -67,6 +69,7 @@ def recall(features: Float[Tensor, " K"], layer: Layer) -> Float[Tensor, " D"]:
 def remember(weights: Weights, number: int, layer: Layer, written: Float[Tensor, "M D"]) -> Layer:
     """The memory of a layer after a segment, by its output at the write tokens."""
     matrix, normaliser = layer.matrix, layer.normaliser
+    keys: list[Tensor] = []
     for hidden in written:
         key = feature_map(weights.key[number] @ hidden, weights.order)
         known = torch.zeros_like(hidden) if layer.is_empty else recall(key, layer)
@@ -74,6 +77,10 @@ def remember(weights: Weights, number: int, layer: Layer, written: Float[Tensor,
         matrix = matrix + rate * torch.outer(key, weights.value[number] @ hidden - known)
         share = 1 - (key @ layer.normaliser + EPSILON) / (key @ key + EPSILON)
         normaliser = normaliser + (1.0 if layer.is_empty else share.clamp(0, 1).detach()) * key
+        keys.append(key)
+    for key in keys:
+        few = normaliser < weights.cover * key
+        normaliser = torch.where(few, weights.cover * key, normaliser)
     return Layer(matrix, normaliser, is_empty=False)
 
 

@@ -70,3 +70,12 @@ class Task(Protocol):
     def draw(self, rng: random.Random) -> Sample:
         """The next sample."""
         ...
+
+
+@runtime_checkable
+class AsksMore(Task, Protocol):
+    """A task that can ask several questions about the same facts."""
+
+    def ask_more(self, rng: random.Random, sample: Sample, number: int) -> list[Sample]:
+        """Other questions about the facts of a sample, at most `number`; fewer where there are no more."""
+        ...

@@ -109,3 +109,11 @@ class Pairs:
         asked = rng.choice(sorted(last))
         facts = tuple(f"{key} is {value}." for key, value in zip(keys, values, strict=True))
         return Sample(facts, f"? {asked}", values[last[asked]], (last[asked],), VALUES)
+
+    def ask_more(self, rng: random.Random, sample: Sample, number: int) -> list[Sample]:
+        """The questions for others of its keys."""
+        pairs = [fact.removesuffix(".").split(" is ") for fact in sample.facts]
+        last = {key: index for index, (key, _) in enumerate(pairs)}
+        others = [key for key in last if f"? {key}" != sample.question]
+        asked = rng.sample(others, min(number, len(others)))
+        return [Sample(sample.facts, f"? {key}", pairs[last[key]][1], (last[key],), VALUES) for key in asked]

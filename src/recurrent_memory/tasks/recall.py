@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..errors import ConfigError
-from .babi.relations import OPPOSITES, draw_relations
+from .babi.relations import OPPOSITES, ask_more_relations, draw_relations
 from .base import Placement, Sample
 from .whereabouts import PLACES, draw_fact, question
 
@@ -94,3 +94,7 @@ class Reason:
     def draw(self, rng: random.Random) -> Sample:
         """Two relations of three places in a line, and a question for one."""
         return draw_relations(rng, self.converse, self.directions)
+
+    def ask_more(self, rng: random.Random, sample: Sample, number: int) -> list[Sample]:
+        """Other questions about its relations; none where one direction is to be asked for more often than another."""
+        return [] if self.directions is not None else ask_more_relations(rng, sample, number, self.converse)

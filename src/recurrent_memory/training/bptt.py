@@ -111,6 +111,7 @@ def backpropagate(
     attention_mask: Tensor | None = None,
     memory_state: MemoryState | None = None,
     text_lengths: Int[Tensor, " B"] | None = None,
+    texts: Int[Tensor, " B"] | None = None,
     *,
     method: Backpropagation,
     num_items_in_batch: Tensor | int | None = None,
@@ -129,6 +130,8 @@ def backpropagate(
         attention_mask: `[B, T]`, 0 at padding, on either side.
         memory_state: The state to go on from. Gradients end at it.
         text_lengths: `[B]` tokens of each row before its question, which begins a segment of its own; None: no row has one.
+        texts: `[B]` which text a row has before its question: those of rows with the same number are read once; None: each
+            row's own.
         method: Which gradient, and how.
         num_items_in_batch: What the sum over the labels is divided by; None: by their number.
         loss_scale: A factor on the gradients, not on the loss that is returned (of a `GradScaler`, or of gradient
@@ -145,7 +148,9 @@ def backpropagate(
         >>> outcome = backpropagate(model, ids, labels, method=Backpropagation("recompute"))
         >>> optimizer.step()
     """
-    text = Unrolling(model, input_ids, labels, attention_mask, memory_state, num_items_in_batch, text_lengths, keep)
+    text = Unrolling(
+        model, input_ids, labels, attention_mask, memory_state, num_items_in_batch, text_lengths, keep, texts
+    )
     run = _Run(text, loss_scale, autocast)
     if method.kind == "recompute":
         tensors = _recompute(run)
@@ -164,12 +169,15 @@ def measure(
     attention_mask: Tensor | None = None,
     memory_state: MemoryState | None = None,
     text_lengths: Int[Tensor, " B"] | None = None,
+    texts: Int[Tensor, " B"] | None = None,
     *,
     num_items_in_batch: Tensor | int | None = None,
     autocast: Autocast = nullcontext,
 ) -> Outcome:
     """The outcome of a batch without gradients; arguments as of `backpropagate`."""
-    text = Unrolling(model, input_ids, labels, attention_mask, memory_state, num_items_in_batch, text_lengths)
+    text = Unrolling(
+        model, input_ids, labels, attention_mask, memory_state, num_items_in_batch, text_lengths, texts=texts
+    )
     run = _Run(text, 1.0, autocast)
     tensors = run.text.start.tensors
     for index in range(run.text.num_segments):

@@ -28,12 +28,14 @@ class Example(TypedDict):
             Classification: the class. Encoder–decoders: what the decoder is to write.
         text_length: Tokens before the question, which begins a segment of its own; without it, there is no question.
         unanswerable: Whether the answer is not in the text.
+        more: The same text with other questions.
     """
 
     input_ids: list[int]
     labels: list[int] | int
     text_length: NotRequired[int]
     unanswerable: NotRequired[bool]
+    more: NotRequired[list[Example]]
 
 
 class SegmentedExamples(Protocol):
@@ -99,10 +101,14 @@ class DrawnBatches(Dataset[list[Example]]):
 
 
 def held_out(examples: SegmentedExamples, seed: int, num_segments: int, index: int) -> Example:
-    """Example `index` of those that accuracy is measured on, answerable, and never one of a training, whose seeds have other names."""
+    """Example `index` of those that accuracy is measured on: answerable, with one question, and never one of a training.
+
+    The seeds of trainings have other names.
+    """
     rng = random.Random(f"{seed}/held-out/{num_segments}/{index}")
     while not _is_answerable(example := examples.draw(rng, num_segments)):
         pass
+    example.pop("more", None)
     return example
 
 
@@ -138,11 +144,14 @@ def hardest(losses: Float[Tensor, " B*K"], candidates: int) -> Int[Tensor, " B"]
 def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
     """Examples as a batch, padded on the right: `input_ids` and `attention_mask` `[B, T]`, `labels` `[B]` or `[B, T_out]`.
 
-    `text_lengths` `[B]` is there if an example has a question, `unanswerable` `[B]` if one is without its answer.
+    `text_lengths` `[B]` is there if an example has a question, `unanswerable` `[B]` if one is without its answer, `texts` `[B]`,
+    the number of the text, if one has more questions: each is a row.
 
     Raises:
         InputError: if some labels are classes and some are lists.
     """
+    texts = [number for number, example in enumerate(examples) for _ in range(1 + len(example.get("more", ())))]
+    examples = [row for example in examples for row in (example, *example.get("more", ()))]
     ids, mask = _padded([example["input_ids"] for example in examples], 0)
     given = [example["labels"] for example in examples]
     classes = [label for label in given if isinstance(label, int)]
@@ -156,6 +165,8 @@ def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
         batch["text_lengths"] = torch.tensor(lengths)
     if not all(map(_is_answerable, examples)):
         batch["unanswerable"] = torch.tensor([not _is_answerable(example) for example in examples])
+    if len(set(texts)) < len(texts):
+        batch["texts"] = torch.tensor(texts)
     return batch
 
 

@@ -146,7 +146,12 @@ class Experiment(Strict):
             if self.task is not None:
                 task = self.task.changed(stage.task)
                 if stage.carried is not None:
-                    check_endless(task.max_tokens, task.question_apart, task.unanswerable)
+                    check_endless(task.max_tokens, task.question_apart, task.unanswerable, task.questions)
+                if stage.candidates > 1 and task.questions > 1:
+                    raise ConfigError(
+                        f"candidates={stage.candidates}, questions={task.questions}: the hardest of several texts is chosen by one "
+                        "question each; leave one of them at 1"
+                    )
             elif stage.task:
                 raise ConfigError("a stage has a task of its own, the experiment none; leave it out, or give both")
         return self

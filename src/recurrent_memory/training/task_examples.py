@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..errors import ConfigError
 from ..forward import IGNORE
 from ..tasks.alone import draw_alone
-from ..tasks.base import Sample, Task
+from ..tasks.base import AsksMore, Sample, Task
 from ..tasks.noise_window import Boundary, NoiseWindow, SampleText
 from ..tasks.pieces import PieceEncoder, plain_tokenizer
 from ..tasks.placing import draw_placed
@@ -46,10 +46,12 @@ class TaskExamples:
             there is room, where the model sees what is there as well as its memory.
         ends: Whether a model that writes on learns to end after its answer. From the beginning it may learn the answer more slowly
             for it (docs/decisions/0024-pairs-of-few-keys-at-first.md).
+        questions: How many different questions are asked about each text, which is read once for all of them; fewer, where its
+            facts do not give as many.
 
     Raises:
-        ConfigError: if a classifier is to learn a task with open answers, or facts that stand alone are to be left out or to have
-            a noise of some kind.
+        ConfigError: if a classifier is to learn a task with open answers, facts that stand alone are to be left out or to have
+            a noise of some kind, or a task does not ask several questions about the same facts.
         InputError: if there is to be hard noise, and the noise has no word of any fact.
 
     Example:
@@ -70,6 +72,7 @@ class TaskExamples:
     max_tokens: int | None = None
     question_apart: bool = True
     ends: bool = True
+    questions: int = 1
     classes: tuple[str, ...] = field(init=False)
     _tokenizer: Any = field(init=False, repr=False, compare=False)
     _encoder: PieceEncoder = field(init=False, repr=False, compare=False)
@@ -77,6 +80,11 @@ class TaskExamples:
 
     def __post_init__(self) -> None:
         self._check_noise()
+        for task in self.tasks:
+            if self.questions > 1 and not isinstance(task, AsksMore):
+                raise ConfigError(
+                    f"questions={self.questions}: task {task.name!r} asks one question about its facts; leave questions out"
+                )
         made = {
             "classes": answers_of(self.tasks) if self.form == "class" else (),
             "_tokenizer": plain_tokenizer(self.tokenizer),
@@ -97,7 +105,7 @@ class TaskExamples:
         length = most = whole if self.max_tokens is None else min(whole, self.max_tokens)
         if task.placement == "alone":
             sample, text = draw_alone(task, self._encoder, most, rng)
-            return self.asked(text.slice(0, most).tolist(), self.ending(sample))
+            return self._all_asked(text.slice(0, most).tolist(), task, sample, rng)
         if rng.random() < self.partial:
             length -= rng.randrange(min(self.segment_length, most))
         for tokens in (length, most):  # in a text cut short the facts may not fit
@@ -107,10 +115,12 @@ class TaskExamples:
                 continue
             window = NoiseWindow(self._noise(rng), self._tokenizer, piece_chars=8 * tokens)
             if self.unanswerable and rng.random() < self.unanswerable:
-                asked = self.asked(window.slice(0, tokens).tolist(), self.ending(sample))
-                return {**asked, "unanswerable": True}
+                asked = self._all_asked(window.slice(0, tokens).tolist(), task, sample, rng)
+                for each in (asked, *asked.get("more", ())):
+                    each["unanswerable"] = True
+                return asked
             text = SampleText(window, sample.facts, targets, self.boundary, limit)
-            return self.asked(text.slice(0, tokens).tolist(), self.ending(sample))
+            return self._all_asked(text.slice(0, tokens).tolist(), task, sample, rng)
         raise ConfigError(
             f"task {task.name!r}: its facts do not fit into {num_segments} segments of {self.segment_length} tokens"
             f"{'' if self.max_tokens is None else f', of which {most} at most have text'}; "
@@ -168,6 +178,14 @@ class TaskExamples:
             labels = [IGNORE] * len(text) + labels
         length = len(text) if self.question_apart else 0
         return {"input_ids": text + ending["input_ids"], "labels": labels, "text_length": length}
+
+    def _all_asked(self, text: list[int], task: Task, sample: Sample, rng: random.Random) -> Example:
+        """A text with its question, and with as many others as are wanted."""
+        asked = self.asked(text, self.ending(sample))
+        if self.questions > 1 and isinstance(task, AsksMore):
+            others = task.ask_more(rng, sample, self.questions - 1)
+            asked["more"] = [self.asked(text, self.ending(other)) for other in others]
+        return asked
 
     def _check_noise(self) -> None:
         for task in self.tasks:

@@ -96,17 +96,18 @@ class Carried:
         return min(1.0, (num_segments / self.lifetime) ** share)
 
 
-def check_endless(max_tokens: int | None, question_apart: bool, unanswerable: float) -> None:
+def check_endless(max_tokens: int | None, question_apart: bool, unanswerable: float, questions: int) -> None:
     """Refuse what lanes cannot have.
 
     Raises:
-        ConfigError: if texts are to end, or to be without their facts, or questions to be part of them.
+        ConfigError: if texts are to end, or to be without their facts, or questions to be part of them or several at once.
     """
-    if max_tokens is not None or not question_apart or unanswerable:
+    if max_tokens is not None or not question_apart or unanswerable or questions > 1:
         raise ConfigError(
-            f"max_tokens={max_tokens}, question_apart={question_apart}, unanswerable={unanswerable}: carried lanes have texts "
-            "without end, their facts in them and their questions apart; leave these out of a stage with carried lanes, or give "
-            "it a task of its own, {max_tokens: null, question_apart: true, unanswerable: 0}"
+            f"max_tokens={max_tokens}, question_apart={question_apart}, unanswerable={unanswerable}, questions={questions}: carried "
+            "lanes have texts without end, their facts in them, and questions one by one and apart; leave these out of a stage "
+            "with carried lanes, or give it a task of its own, {max_tokens: null, question_apart: true, unanswerable: 0, "
+            "questions: 1}"
         )
 
 

@@ -27,6 +27,7 @@ class TaskRecipe(Strict):
         max_tokens: The most tokens of a text, facts included; None: as many as its segments hold.
         question_apart: Whether the question has a segment of its own; False: it goes on in the last one of the text.
         ends: Whether a model that writes on learns to end after its answer.
+        questions: How many different questions are asked about each text, which is read once for all; of tasks that can.
     """
 
     name: tuple[str, ...] = Field(min_length=1)
@@ -40,6 +41,7 @@ class TaskRecipe(Strict):
     max_tokens: int | None = Field(None, ge=1)
     question_apart: bool = True
     ends: bool = True
+    questions: int = Field(1, ge=1)
 
     @field_validator("name", "noise", mode="before")
     @classmethod
@@ -76,5 +78,14 @@ class TaskRecipe(Strict):
         Raises:
             ConfigError: if a task does not take the options.
         """
-        told = {"partial", "boundary", "hard_noise", "unanswerable", "max_tokens", "question_apart", "ends"}
+        told = {
+            "partial",
+            "boundary",
+            "hard_noise",
+            "unanswerable",
+            "max_tokens",
+            "question_apart",
+            "ends",
+            "questions",
+        }
         return {"tasks": tuple(load_task(name, **self.options) for name in self.name), **self.model_dump(include=told)}

@@ -122,6 +122,10 @@ class RecurrentMemoryTrainer(ResumableTrainer):
 
     @torch.no_grad()
     def _hardest(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "texts" in batch:
+            raise ConfigError(
+                f"candidates={self.candidates}: examples with several questions cannot be chosen from; leave questions out"
+            )
         self.model.eval()
         size = len(batch["input_ids"]) // self.candidates
         losses: list[Tensor] = []

@@ -24,6 +24,7 @@ from ..segments import Segment, break_at, num_folded, rest_of
 from ..state import MemoryState
 from .keeping import Keep, check_keeps, kept_loss, watched
 from .sharding import Lockstep, is_sharded, run_idly
+from .sharing import Shared, share
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ class Unrolling:
         num_items_in_batch: What the sum over the labels is divided by; None: by their number, the loss is a mean.
         text_lengths: `[B]` tokens of each row before its question, what is pending included; None: no row has one.
         keep: In which rows the memory is to stay as it is; None: in none.
+        texts: `[B]` which text a row has before its question: those of rows with the same number are read once. None: each row's
+            own. Not with a state to go on from.
 
     Raises:
         ConfigError: if the memory is not one that can be kept.
@@ -91,6 +94,7 @@ class Unrolling:
         num_items_in_batch: Tensor | int | None = None,
         text_lengths: Int[Tensor, " B"] | None = None,
         keep: Keep | None = None,
+        texts: Int[Tensor, " B"] | None = None,
     ) -> None:
         self.model, self.view = model, model.view
         given = memory_state.detach() if memory_state is not None else None
@@ -130,6 +134,12 @@ class Unrolling:
             check_keeps(model)
             self._num_kept = int(self.folds[keep.rows].max())
             self.has_loss = [asks or index < self._num_kept for index, asks in enumerate(self.has_loss)]
+        self._shared: list[Shared | None] = [None] * self.num_segments
+        if texts is not None:
+            if memory_state is not None or text_lengths is None:
+                raise InputError("texts goes with text_lengths and without a memory_state; leave texts out")
+            if keep is None:  # what is kept is each row's own
+                self._shared = share(texts, whole, breaks, self.length, self._asked())
 
     def _passes(self) -> Tensor:
         """`[N, 3]`: whether a segment is folded in some row, is looked at in some, and has a loss."""
@@ -138,8 +148,14 @@ class Unrolling:
         has_loss = torch.tensor(self.has_loss, device=self.folds.device)
         if self.reads_last:
             return torch.stack([folds, has_loss, has_loss], 1)
-        asked = torch.stack([(self.targets[:, self._span(number)] != IGNORE).any(1) for number in index.tolist()])
-        return torch.stack([folds, (asked & (index[:, None] >= self.folds)).any(1), has_loss], 1)
+        return torch.stack([folds, (self._asked() & (index[:, None] >= self.folds)).any(1), has_loss], 1)
+
+    def _asked(self) -> Tensor:
+        """`[N, B]`: whether something is predicted from what a row's segment is read to."""
+        if self.reads_last:  # from the memory
+            return torch.zeros(self.num_segments, len(self.folds), dtype=torch.bool, device=self.folds.device)
+        spans = [self.targets[:, self._span(index)] for index in range(self.num_segments)]
+        return torch.stack([(targets != IGNORE).any(1) for targets in spans])
 
     def _check_rows(self, labels: Tensor) -> Tensor:
         if labels.shape[:1] != self.folds.shape:
@@ -211,25 +227,35 @@ class Unrolling:
 
     def _read(self, index: int, tensors: dict[str, Tensor], with_head: bool) -> Cell:
         segment = self._segment(index)
-        state = replace(self.start, tensors=tensors)
+        state, shared = replace(self.start, tensors=tensors), self._shared[index]
         if not self.reads_last:
-            return self._predict(index, segment, state, with_head)
+            return self._predict(index, segment, state, with_head, shared)
         folding = Segment(segment.input_ids, segment.lengths * (index < self.folds))
-        after = self.model.write_segment(folding, state).tensors
+        if shared is None:
+            after = self.model.write_segment(folding, state).tensors
+        else:
+            after = shared.all(self.model.write_segment(shared.some(folding), state.index(shared.take)).tensors)
         return self._answer(index, segment, tensors, after) if self.predicts[index] else Cell(after)
 
-    def _predict(self, index: int, segment: Segment, state: MemoryState, with_head: bool) -> Cell:
+    def _predict(
+        self, index: int, segment: Segment, state: MemoryState, with_head: bool, shared: Shared | None
+    ) -> Cell:
         target = self.targets[:, self._span(index)][:, : segment.input_ids.shape[1]]
+        folding, count = index < self.folds, len(self.folds)
+        read = torch.arange(count, device=folding.device) if shared is None else shared.take
+        if shared is not None:
+            segment, target, folding, state = shared.some(segment), target[read], folding[read], state.index(read)
         needed = target != IGNORE
-        hidden, after = read_segment(self.model, segment, index < self.folds, needed.any(1), state)
+        hidden, memory = read_segment(self.model, segment, folding, needed.any(1), state)
+        after = memory.tensors if shared is None else shared.all(memory.tensors)
         if not (with_head and self.predicts[index]):
-            return Cell(after.tensors)
+            return Cell(after)
         target = target[needed]
         losses, is_right = head_losses(self.view, hidden[needed], target)
-        rows, count = needed.nonzero()[:, 0], len(self.folds)
+        rows = read[needed.nonzero()[:, 0]]
         wrong = torch.zeros_like(self.folds).index_add(0, rows, (~is_right).long())
         of_rows = losses.new_zeros(count).index_add(0, rows, losses.detach())
-        return Cell(after.tensors, losses.sum() / self.num_items, is_right.sum(), wrong, of_rows)
+        return Cell(after, losses.sum() / self.num_items, is_right.sum(), wrong, of_rows)
 
     def _answer(self, index: int, segment: Segment, before: dict[str, Tensor], after: dict[str, Tensor]) -> Cell:
         """The rows whose last segment this is: their class, or what the decoder writes."""

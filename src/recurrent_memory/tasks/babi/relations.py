@@ -33,13 +33,41 @@ def draw_relations(rng: random.Random, converse: bool = True, directions: Mappin
     wanted = rng.choices(list(directions), list(directions.values()))[0] if directions else None
     while True:
         facts, asked = _draw_facts(rng), rng.randrange(2)
-        subject, direction, other = facts[asked]
+        subject, direction, _ = facts[asked]
         if wanted in (None, direction):
             break
-    forms = (f"What is {direction} of the {other}?", f"What is the {other} {OPPOSITES[direction]} of?")
     sentences = tuple(f"The {a} is {way} of the {b}." for a, way, b in facts)
+    forms = _forms(sentences[asked])
     form = rng.choice(forms)
     return Sample(sentences, form if converse else forms[0], subject, (asked,), PLACES)
+
+
+def ask_more_relations(rng: random.Random, sample: Sample, number: int, converse: bool = True) -> list[Sample]:
+    """Other questions about the facts of a sample.
+
+    Args:
+        rng: Draws them.
+        sample: Of `draw_relations`.
+        number: How many, where there are as many.
+        converse: Whether they may be in the other direction.
+
+    Example:
+        >>> sample = draw_relations(random.Random(0))
+        >>> len(ask_more_relations(random.Random(0), sample, 9))
+        3
+    """
+    found: list[Sample] = []
+    for index, fact in enumerate(sample.facts):
+        for form in _forms(fact)[: 2 if converse else 1]:
+            if form != sample.question:
+                found.append(Sample(sample.facts, form, fact.split()[1], (index,), PLACES))
+    return rng.sample(found, min(number, len(found)))
+
+
+def _forms(fact: str) -> tuple[str, str]:
+    """Both ways to ask for the subject of "The garden is north of the office."."""
+    _, _, _, direction, *_, other = fact.removesuffix(".").split()
+    return f"What is {direction} of the {other}?", f"What is the {other} {OPPOSITES[direction]} of?"
 
 
 def _draw_facts(rng: random.Random) -> list[tuple[str, str, str]]:
