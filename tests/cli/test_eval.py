@@ -73,6 +73,10 @@ def test_a_table_for_a_person_and_going_on(rmt: Any, folder: Path, noise: Path, 
         (["--out", "x", "--lengths", "100", "--scoring", "kind"], "'kind' is neither exact nor babilong"),
         (["--out", "x", "--lengths", "100", "--boundary", "page"], "boundary='page' is unknown"),
         (["--out", "x", "--lengths", "100", "--noise", "missing.txt"], "noise missing.txt: no such path"),
+        (
+            ["--out", "x", "--lengths", "4", "--task", "pairs", "--option", "alone=true", "--noise", "y"],
+            "--noise: the text of 'pairs' is its facts alone; leave it out",
+        ),
         (["--out", "x", "--lengths", "100", "--task", "qa9"], "is not made on the fly"),
         (
             ["--out", "x", "--lengths", "100", "--fast", "very"],

@@ -225,6 +225,8 @@ def evaluate(
         return
     options = options_of(option or [])
     loaded_task = load_task(task, **options)
+    if loaded_task.placement == "alone" and noise is not None:
+        raise typer.BadParameter(f"the text of {task!r} is its facts alone; leave it out", param_hint="--noise")
     numbers = parse_lengths(lengths or segments or "")
     counts = samples_for(numbers, parse_lengths(samples))
     with stoppable():

@@ -147,9 +147,8 @@ def evaluate_lengths(
             rows += read_rows(kept)
             done += group.num_tokens
         chance = 1 / len(task.answers) if task.answers else None
-        return conclude(
-            folder, settings, rows, model, f"{plan.task} in {noise.name}", chance, tokens=read, started=started
-        )
+        title = plan.task if task.placement == "alone" else f"{plan.task} in {noise.name}"
+        return conclude(folder, settings, rows, model, title, chance, tokens=read, started=started)
 
 
 def conclude(
