@@ -155,6 +155,41 @@ def test_gradients_of_what_layers_keep_are_those_of_the_whole_graph(method: Back
     assert float((expected[name] - without[name]).abs().max()) > 1e-3  # or the comparison would say nothing
 
 
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.kind)
+@pytest.mark.parametrize(
+    "settings",
+    [{"carry": "sign", "hold": 0.4, "recent": 1}, {"carry": "hidden"}, {"kind": "associative"}],
+    ids=["hold", "hidden", "associative"],
+)
+def test_a_text_with_two_questions_keeps_as_if_read_for_each(method: Backpropagation, settings: dict[str, Any]) -> None:
+    model = model_of(**settings)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        if "kind" in settings:
+            model.memory.value.normal_(std=0.3)
+    ids = example()["input_ids"][:2].repeat_interleave(2, 0)
+    breaks = torch.tensor([2 * S + 1, 2 * S + 1, S, S])
+    ids[1::2, -1] += 1  # another question, to which the last token is the answer
+    labels = torch.full_like(ids, -100)
+    labels[:, -1] = ids[:, -1]
+    state = model.read(ids[:, :S])
+    keep = Keep(torch.tensor([True, True, False, False]), WEIGHT)
+    found: list[tuple[Any, dict[str, Any]]] = []
+    for texts in (None, torch.tensor([4, 4, 9, 9])):
+        model.zero_grad()
+        outcome = backpropagate(
+            model, ids, labels, None, model.fold(state), breaks, texts, method=method, keep=keep, num_items_in_batch=1
+        )
+        found.append((outcome, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+    (expected, gradients_of_each), (shared, actual) = found
+    assert float(expected.kept) > 0
+    assert_close(shared.kept, expected.kept, 1e-10, "kept")
+    assert_close(shared.loss, expected.loss, 1e-10, "loss")
+    assert actual.keys() == gradients_of_each.keys()
+    for name, gradient in gradients_of_each.items():
+        assert_close(actual[name], gradient, 1e-9, f"gradient of {name}")
+
+
 def test_an_associative_memory_that_writes_nothing_yet_has_gradients() -> None:
     model = model_of(kind="associative")  # W_v is 0: a norm of nothing but zeros
     outcome = backpropagate(model, **example(), method=Backpropagation(), keep=Keep(KEPT, WEIGHT))

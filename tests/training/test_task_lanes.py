@@ -101,6 +101,57 @@ def test_lanes_end_at_random_and_when_they_were_wrong() -> None:
         assert torch.equal(state.memory[0], fresh.memory[0]) == (ended > 0)
 
 
+def several(questions: int) -> TaskExamples:
+    return TaskExamples((load_task("reason"),), NOISE, tiny_tokenizer(), 4 * LENGTH, questions=questions)
+
+
+def test_lanes_with_several_questions_read_and_remember_what_those_with_one_do() -> None:
+    model = model_of().double()
+    carried = Carried(lifetime=40, drop_lost=False, first_segments=3, wait=True, keep=1.0)
+    made: list[TaskLanes] = []
+    for questions in (1, 4):
+        lanes = TaskLanes(
+            model, replace(several(questions), segment_length=LENGTH), carried, num_lanes=3, num_segments=2, seed=5
+        )
+        made.append(lanes)
+    one, four = made
+    for step in range(12):
+        (batch, state), (batches, states) = (lanes.next(step) for lanes in made)
+        assert batches["texts"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+        assert len(states) == 12
+        assert four.nothing_said.equal(one.nothing_said)
+        assert four.of_rows(four.nothing_said).tolist() == [
+            said for said in one.nothing_said.tolist() for _ in range(4)
+        ]
+        for name, values in batch.items():
+            firsts = batches[name][::4]
+            if name in ("text_lengths", "unanswerable"):
+                assert firsts.equal(values)
+            else:  # padded to the longest question
+                assert firsts[:, : values.shape[1]].equal(values)
+        asked = {tuple(row.tolist()) for row in batches["input_ids"][:4]}
+        assert len(asked) == 4
+        for given in (batch, batches):
+            given.pop("unanswerable", None)
+        one.finish(step, backpropagate(model, **batch, memory_state=state, method=Backpropagation()))
+        four.finish(step, backpropagate(model, **batches, memory_state=states, method=Backpropagation()))
+        assert four.standing() == one.standing()
+        assert torch.allclose(four.state.memory, one.state.memory, atol=1e-10)
+
+
+def test_a_lane_with_several_questions_ends_when_one_was_wrong() -> None:
+    model = model_of()
+    examples = replace(several(3), segment_length=LENGTH)
+    lanes = TaskLanes(model, examples, Carried(lifetime=1e9, spread=False), num_lanes=3, num_segments=2, seed=5)
+    for step in range(2):
+        batch, state = lanes.next(step)
+        outcome = measure(model, **batch, memory_state=state)
+        wrong = torch.zeros(9, dtype=torch.long)
+        wrong[5] = step
+        lanes.finish(step, replace(outcome, num_wrong=wrong))
+    assert [life["number"] for life in lanes.standing()["lives"]] == [0, 1, 0]
+
+
 def test_lifetimes_are_spread_over_the_lanes() -> None:
     model = model_of()
     lanes = lanes_of(model, Carried(200.0, drop_lost=False), num_lanes=3)  # of a step, of ten, of a hundred
@@ -281,7 +332,7 @@ def test_a_carried_stage_that_cannot_be_is_named(tmp_path: Path) -> None:
     for stages in (STAGES.stages, (STAGES.stages[0], replace(STAGES.stages[1], examples=ending))):
         with pytest.raises(
             ConfigError,
-            match="max_tokens=9, question_apart=True, unanswerable=0.0, questions=1: carried lanes have texts without end",
+            match="max_tokens=9, question_apart=True, unanswerable=0.0: carried lanes have texts without end",
         ):
             train_curriculum(
                 model_of(),

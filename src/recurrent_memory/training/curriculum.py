@@ -238,7 +238,7 @@ def _check_lanes(stage: Stage) -> None:
     if not isinstance(stage.examples, TaskExamples):
         raise ConfigError("carried lanes are made from tasks; give examples=TaskExamples(…), or leave carried out")
     made = stage.examples
-    check_endless(made.max_tokens, made.question_apart, made.unanswerable, made.questions)
+    check_endless(made.max_tokens, made.question_apart, made.unanswerable)
 
 
 def _trainer(

@@ -116,6 +116,14 @@ def _is_answerable(example: Example) -> bool:
     return not example.get("unanswerable", False)
 
 
+def without_answer(example: Example) -> Example:
+    """The same, marked: the answers to its questions are not in the text."""
+    marked: Example = {**example, "unanswerable": True}
+    if "more" in marked:
+        marked["more"] = [without_answer(other) for other in marked["more"]]
+    return marked
+
+
 def unlabelled(example: Example) -> Example:
     """The same text, with nothing to be learned from it."""
     labels = example["labels"]

@@ -146,7 +146,7 @@ class Experiment(Strict):
             if self.task is not None:
                 task = self.task.changed(stage.task)
                 if stage.carried is not None:
-                    check_endless(task.max_tokens, task.question_apart, task.unanswerable, task.questions)
+                    check_endless(task.max_tokens, task.question_apart, task.unanswerable)
                 if stage.candidates > 1 and task.questions > 1:
                     raise ConfigError(
                         f"candidates={stage.candidates}, questions={task.questions}: the hardest of several texts is chosen by one "

@@ -74,7 +74,7 @@ class LaneTrainer(RecurrentMemoryTrainer):
         batch, state = self.lanes.next(self.state.global_step)
         keep = None
         if self._weight:
-            keep = Keep(self.lanes.nothing_said.to(self.args.device), self._weight)
+            keep = Keep(self.lanes.of_rows(self.lanes.nothing_said).to(self.args.device), self._weight)
         return super().training_step(model, {**batch, "memory_state": state, "keep": keep}, None)
 
     def _look_at(self, outcome: Outcome) -> None:

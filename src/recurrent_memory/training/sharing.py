@@ -29,6 +29,10 @@ class Shared:
         """What is read."""
         return Segment(segment.input_ids[self.take], segment.lengths[self.take])
 
+    def taken(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The memories of the rows that are read."""
+        return {name: tensor[self.take] for name, tensor in tensors.items()}
+
     def all(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The memories of all rows."""
         return {name: tensor[self.back] for name, tensor in tensors.items()}
@@ -40,6 +44,7 @@ def share(
     breaks: Int[Tensor, " B"],
     segment_length: int,
     apart: Bool[Tensor, "N B"],
+    before: dict[str, Tensor],
 ) -> list[Shared | None]:
     """For each segment the rows that are read for all; None: every row is.
 
@@ -49,13 +54,14 @@ def share(
         breaks: `[B]` tokens before the question.
         segment_length: S.
         apart: Rows that are read for themselves in each segment.
+        before: The memories before the text.
 
     Raises:
         InputError: if it is not one number for each row, or rows of the same number differ before their question.
 
     Example:
         >>> rows = Segment.full(torch.tensor([[5, 6, 1], [5, 6, 2]]))
-        >>> first, second = share(torch.tensor([0, 0]), rows, torch.tensor([2, 2]), 2, torch.zeros(2, 2, dtype=torch.bool))
+        >>> first, second = share(torch.tensor([0, 0]), rows, torch.tensor([2, 2]), 2, torch.zeros(2, 2, dtype=torch.bool), {})
         >>> (first.take.tolist(), first.back.tolist()), second
         (([0], [0, 0]), None)
     """
@@ -65,13 +71,15 @@ def share(
     rows = torch.arange(count, device=breaks.device)
     _, group = torch.unique(texts.to(breaks.device), return_inverse=True)
     firsts = torch.full_like(rows, count).scatter_reduce(0, group, rows, "amin")[group]
-    before = repeat(torch.arange(ids.input_ids.shape[1], device=rows.device), "T -> B T", B=count) < breaks[:, None]
-    same = (ids.input_ids == ids.input_ids[firsts]) | ~before
+    in_text = repeat(torch.arange(ids.input_ids.shape[1], device=rows.device), "T -> B T", B=count) < breaks[:, None]
+    same = (ids.input_ids == ids.input_ids[firsts]) | ~in_text
     if bool((breaks != breaks[firsts]).any()) or not bool(same.all()):
         raise InputError("texts: rows of the same number must have the same tokens before their questions")
-    in_text = -(-breaks // segment_length)
+    if not all(tensor.equal(tensor[firsts]) for tensor in before.values()):
+        raise InputError("texts: rows of the same number must go on from the same state")
+    num_text_segments = -(-breaks // segment_length)
     shared: list[Shared | None] = []
     for index, alone in enumerate(apart):
-        take, back = torch.unique(torch.where((index < in_text) & ~alone, firsts, rows), return_inverse=True)
+        take, back = torch.unique(torch.where((index < num_text_segments) & ~alone, firsts, rows), return_inverse=True)
         shared.append(Shared(take, back) if len(take) < count else None)
     return shared

@@ -14,7 +14,7 @@ from ..tasks.base import AsksMore, Sample, Task
 from ..tasks.noise_window import Boundary, NoiseWindow, SampleText
 from ..tasks.pieces import PieceEncoder, plain_tokenizer
 from ..tasks.placing import draw_placed
-from .examples import Example
+from .examples import Example, without_answer
 from .passages import HardPassages, from_anywhere, phrases_of_facts
 
 Form = Literal["text", "class", "target"]
@@ -105,7 +105,7 @@ class TaskExamples:
         length = most = whole if self.max_tokens is None else min(whole, self.max_tokens)
         if task.placement == "alone":
             sample, text = draw_alone(task, self._encoder, most, rng)
-            return self._all_asked(text.slice(0, most).tolist(), task, sample, rng)
+            return self.all_asked(text.slice(0, most).tolist(), self.endings(task, sample, rng))
         if rng.random() < self.partial:
             length -= rng.randrange(min(self.segment_length, most))
         for tokens in (length, most):  # in a text cut short the facts may not fit
@@ -115,12 +115,10 @@ class TaskExamples:
                 continue
             window = NoiseWindow(self._noise(rng), self._tokenizer, piece_chars=8 * tokens)
             if self.unanswerable and rng.random() < self.unanswerable:
-                asked = self._all_asked(window.slice(0, tokens).tolist(), task, sample, rng)
-                for each in (asked, *asked.get("more", ())):
-                    each["unanswerable"] = True
-                return asked
+                asked = self.all_asked(window.slice(0, tokens).tolist(), self.endings(task, sample, rng))
+                return without_answer(asked)
             text = SampleText(window, sample.facts, targets, self.boundary, limit)
-            return self._all_asked(text.slice(0, tokens).tolist(), task, sample, rng)
+            return self.all_asked(text.slice(0, tokens).tolist(), self.endings(task, sample, rng))
         raise ConfigError(
             f"task {task.name!r}: its facts do not fit into {num_segments} segments of {self.segment_length} tokens"
             f"{'' if self.max_tokens is None else f', of which {most} at most have text'}; "
@@ -129,7 +127,7 @@ class TaskExamples:
 
     def begin(
         self, rng: random.Random, first_tokens: int, places: Callable[[int], list[int]]
-    ) -> tuple[SampleText, Sample, list[int]]:
+    ) -> tuple[SampleText, list[Example], list[int]]:
         """A text without end, with the facts of a sample in it.
 
         Args:
@@ -138,7 +136,7 @@ class TaskExamples:
             places: Gives these places, of as many facts, in order; facts with the same one stand in the same tokens.
 
         Returns:
-            The text, the sample, and the places.
+            The text, its questions (see `endings`), and the places.
 
         Raises:
             ConfigError: if no sample fits, something is to come before facts that begin a text, or facts are all of theirs.
@@ -158,7 +156,8 @@ class TaskExamples:
         if targets:  # else the facts begin the text
             targets = [start + target for start, target in zip(starts, targets, strict=True)]
         limits = None if limit is None else [start + limit for start in starts]
-        return SampleText(window, sample.facts, targets, self.boundary, limits), sample, starts
+        text = SampleText(window, sample.facts, targets, self.boundary, limits)
+        return text, self.endings(task, sample, rng), starts
 
     def ending(self, sample: Sample) -> Example:
         """The question, the answer after it where the model writes on, and the labels of both."""
@@ -179,13 +178,17 @@ class TaskExamples:
         length = len(text) if self.question_apart else 0
         return {"input_ids": text + ending["input_ids"], "labels": labels, "text_length": length}
 
-    def _all_asked(self, text: list[int], task: Task, sample: Sample, rng: random.Random) -> Example:
-        """A text with its question, and with as many others as are wanted."""
-        asked = self.asked(text, self.ending(sample))
-        if self.questions > 1 and isinstance(task, AsksMore):
-            others = task.ask_more(rng, sample, self.questions - 1)
-            asked["more"] = [self.asked(text, self.ending(other)) for other in others]
-        return asked
+    def endings(self, task: Task, sample: Sample, rng: random.Random) -> list[Example]:
+        """A question with its answer, and as many others about the same facts as are wanted."""
+        others = (
+            task.ask_more(rng, sample, self.questions - 1) if self.questions > 1 and isinstance(task, AsksMore) else []
+        )
+        return [self.ending(each) for each in (sample, *others)]
+
+    def all_asked(self, text: list[int], endings: Sequence[Example]) -> Example:
+        """A text with several endings."""
+        first, *others = (self.asked(text, ending) for ending in endings)
+        return {**first, "more": others} if others else first
 
     def _check_noise(self) -> None:
         for task in self.tasks:

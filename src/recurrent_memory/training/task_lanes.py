@@ -14,7 +14,7 @@ import math
 import random
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,10 +23,11 @@ from ..errors import ConfigError, RecipeError
 from ..model import RecurrentMemoryModel
 from ..state import MemoryState
 from .bptt import Outcome
-from .examples import Example, collate
+from .examples import Example, collate, without_answer
 from .task_examples import TaskExamples
 
 _SKIPPED_TOKENS = 4096
+_OfLanes = TypeVar("_OfLanes", Tensor, MemoryState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Carried:
 
     Args:
         lifetime: The mean number of segments that a lane lives for, where nothing else ends it.
-        drop_lost: Whether a lane whose answer was wrong begins a new text.
+        drop_lost: Whether a lane of which an answer was wrong begins a new text.
         first_segments: The facts stand in so many first segments; they are asked for after these, and then in every step.
         wait: Whether the facts come only after a while, on average as long as they are then asked for: else a lane's memory is
             always new when they come, and what stands in it after thousands of segments without them is never seen. What is
@@ -96,18 +97,17 @@ class Carried:
         return min(1.0, (num_segments / self.lifetime) ** share)
 
 
-def check_endless(max_tokens: int | None, question_apart: bool, unanswerable: float, questions: int) -> None:
+def check_endless(max_tokens: int | None, question_apart: bool, unanswerable: float) -> None:
     """Refuse what lanes cannot have.
 
     Raises:
-        ConfigError: if texts are to end, or to be without their facts, or questions to be part of them or several at once.
+        ConfigError: if texts are to end, or to be without their facts, or questions to be part of them.
     """
-    if max_tokens is not None or not question_apart or unanswerable or questions > 1:
+    if max_tokens is not None or not question_apart or unanswerable:
         raise ConfigError(
-            f"max_tokens={max_tokens}, question_apart={question_apart}, unanswerable={unanswerable}, questions={questions}: carried "
-            "lanes have texts without end, their facts in them, and questions one by one and apart; leave these out of a stage "
-            "with carried lanes, or give it a task of its own, {max_tokens: null, question_apart: true, unanswerable: 0, "
-            "questions: 1}"
+            f"max_tokens={max_tokens}, question_apart={question_apart}, unanswerable={unanswerable}: carried lanes have texts "
+            "without end, their facts in them and their questions apart; leave these out of a stage with carried lanes, or give "
+            "it a task of its own, {max_tokens: null, question_apart: true, unanswerable: 0}"
         )
 
 
@@ -181,11 +181,13 @@ class TaskLane:
         self.life = life
         rng = random.Random(f"{self._seed}/{life.number}")
         before = self._step_tokens * self._steps(rng)
-        self._text, sample, self._starts = self._examples.begin(rng, self._first_tokens, partial(self._places, before))
-        self._ending = self._examples.ending(sample)
-        if len(self._ending["input_ids"]) > self._max_question:
+        self._text, self._endings, self._starts = self._examples.begin(
+            rng, self._first_tokens, partial(self._places, before)
+        )
+        longest = max(len(ending["input_ids"]) for ending in self._endings)
+        if longest > self._max_question:
             raise ConfigError(
-                f"a question with its answer has {len(self._ending['input_ids'])} tokens, more than a segment "
+                f"a question with its answer has {longest} tokens, more than a segment "
                 f"({self._max_question}); take a greater segment_length"
             )
 
@@ -203,8 +205,8 @@ class TaskLane:
         return starts
 
     def take(self, num_tokens: int) -> Example:
-        """The next tokens of the text, and the question after them."""
-        return self._examples.asked(self._slice(num_tokens), self._ending)
+        """The next tokens of the text, and its questions after them."""
+        return self._examples.all_asked(self._slice(num_tokens), self._endings)
 
     def _slice(self, num_tokens: int) -> list[int]:
         start = self.life.tokens
@@ -265,9 +267,10 @@ class TaskLanes:
         self.nothing_said = torch.zeros(num_lanes, dtype=torch.bool)
         """`[B]` the lanes that neither begin nor tell facts in this step."""
         self.mean_age = 0.0
+        self._texts = torch.arange(num_lanes)  # the lane of each row of a batch
 
     def next(self, step: int) -> tuple[dict[str, Tensor], MemoryState]:
-        """The batch of a step, and the state that it goes on from.
+        """The batch of a step, a row for each question of each lane, and the state that it goes on from.
 
         A lane that tells its facts reads all segments that they stand in at once, so that what is asked for has been said.
         """
@@ -279,20 +282,28 @@ class TaskLanes:
             segments = max(self._carried.first_segments, self._num_segments) if lane.tells else self._num_segments
             tokens = segments * self._length
             if lane.waits:
-                examples.append({**lane.take(tokens), "unanswerable": True})
+                examples.append(without_answer(lane.take(tokens)))
                 continue
             rng = random.Random(f"{self._seed}/{number}/{step}")
             if rng.random() < self._examples.partial:
                 tokens -= rng.randrange(self._length)
             examples.append(lane.take(max(tokens, self._carried.first_segments * self._length if lane.tells else 1)))
-        return collate(examples), self.state
+        batch = collate(examples)
+        self._texts = batch.get("texts", torch.arange(len(examples)))
+        return batch, self.of_rows(self.state)
+
+    def of_rows(self, of_lanes: _OfLanes) -> _OfLanes:
+        """What belongs to lanes, for every row of the batch."""
+        return of_lanes if len(self._texts) == len(self._lanes) else of_lanes[self._texts]
 
     def finish(self, step: int, outcome: Outcome) -> None:
         """Keep what the lanes remember after the text, the question not among it, and end those whose time has come."""
-        after = outcome.memory_state
+        firsts = torch.searchsorted(self._texts, torch.arange(len(self._lanes)))
+        after = outcome.memory_state.index(firsts)
         nothing = torch.zeros_like(after.pending_lengths)
         self.state = after.with_pending(after.pending[:, :0], nothing).detach()
-        wrong = (outcome.num_wrong > 0).tolist()
+        wrong = torch.zeros(len(self._lanes), dtype=torch.bool)
+        wrong[self._texts[(outcome.num_wrong > 0).cpu()]] = True
         self.mean_age = sum(lane.life.tokens for lane in self._lanes) / len(self._lanes) / self._length
         for index, (number, lane) in enumerate(zip(self._numbers, self._lanes, strict=True)):
             rng = random.Random(f"{self._seed}/{number}/{step}/end")

@@ -75,8 +75,8 @@ class Unrolling:
         num_items_in_batch: What the sum over the labels is divided by; None: by their number, the loss is a mean.
         text_lengths: `[B]` tokens of each row before its question, what is pending included; None: no row has one.
         keep: In which rows the memory is to stay as it is; None: in none.
-        texts: `[B]` which text a row has before its question: those of rows with the same number are read once. None: each row's
-            own. Not with a state to go on from.
+        texts: `[B]` which text a row has before its question: those of rows with the same number are read once, and go on from the
+            same state. None: each row's own.
 
     Raises:
         ConfigError: if the memory is not one that can be kept.
@@ -136,10 +136,9 @@ class Unrolling:
             self.has_loss = [asks or index < self._num_kept for index, asks in enumerate(self.has_loss)]
         self._shared: list[Shared | None] = [None] * self.num_segments
         if texts is not None:
-            if memory_state is not None or text_lengths is None:
-                raise InputError("texts goes with text_lengths and without a memory_state; leave texts out")
-            if keep is None:  # what is kept is each row's own
-                self._shared = share(texts, whole, breaks, self.length, self._asked())
+            if text_lengths is None:
+                raise InputError("texts is given without text_lengths, and no row has a question; leave texts out")
+            self._shared = share(texts, whole, breaks, self.length, self._asked(), self.start.tensors)
 
     def _passes(self) -> Tensor:
         """`[N, 3]`: whether a segment is folded in some row, is looked at in some, and has a loss."""
@@ -209,8 +208,12 @@ class Unrolling:
     def _keeping(self, index: int, before: dict[str, Tensor], with_head: bool, keep: Keep) -> Cell:
         with watched(self.model) as seen:
             cell = self._read(index, before, with_head)
-        active = index < self.folds
-        loss = kept_loss(self.model.memory, before, cell.tensors, seen, active, active & keep.rows)
+        active, after, rows = index < self.folds, cell.tensors, keep.rows
+        shared = self._shared[index]
+        if shared is not None:  # each text once
+            active, rows = active[shared.take], rows[shared.take]
+            before, after = shared.taken(before), shared.taken(after)
+        loss = kept_loss(self.model.memory, before, after, seen, active, active & rows)
         return replace(cell, kept=keep.weight * loss / self._num_kept)
 
     def _kept_up(self, index: int, before: dict[str, Tensor], cell: Cell, lockstep: Lockstep) -> Cell:
