@@ -6,13 +6,16 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from recurrent_memory.errors import InputError
 from recurrent_memory.tasks.babi import load_babi_samples, stories
-from recurrent_memory.tasks.base import Sample
+from recurrent_memory.tasks.babi.world import World, say, understood
+from recurrent_memory.tasks.base import AsksMore, Sample
 from recurrent_memory.tasks.registry import load_task
 from tasks.babi_reader import solve
 
@@ -81,6 +84,35 @@ def test_the_supporting_facts_are_enough(name: str) -> None:
             person = facts[-1].split()[0]
             facts = [f"{person} got the {thing}.", *facts]
         assert solve(facts, sample.question) == {sample.answer}, sample
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_more_questions_are_asked_about_the_same_facts(name: str) -> None:
+    task, most, rng = load_task(name), 0, random.Random(1)
+    assert isinstance(task, AsksMore)
+    for sample in made(name)[:300]:
+        others = task.ask_more(rng, sample, 3)
+        assert len({sample.question, *(other.question for other in others)}) == 1 + len(others) <= 4
+        most = max(most, len(others))
+        for other in others:
+            assert (other.facts, other.answers) == (sample.facts, sample.answers)
+            assert solve(other.facts, other.question) == {other.answer}, other
+            assert templates([Sample((), other.question, "")]) <= templates(made(name))
+    assert most == (2 if name == "qa2" else 3)  # there are three things
+
+
+def test_what_is_said_is_understood() -> None:
+    rng = random.Random(2)
+    world = World(stories.GIVERS, {"go": 1, "take": 1, "drop": 1, "give": 4}, rng)
+    events = [world.step() for _ in range(500)]
+    assert [understood(say(event, rng, 0.5, 0.5)) for event in events] == [
+        replace(event, place=event.place if event.kind == "go" else "") for event in events
+    ]
+    for wrong in ("Mary sang.", "Mary went to the garden", "The garden is north of the office."):
+        with pytest.raises(InputError, match="is no statement"):
+            understood(wrong)
+    with pytest.raises(InputError, match="is no question about a story"):
+        stories.ask_more_of_a_story(rng, Sample((), "Why?", "so"), 1)
 
 
 MEASURES: dict[str, Callable[[Sample], object]] = {

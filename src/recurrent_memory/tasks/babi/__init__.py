@@ -13,8 +13,15 @@ from ...errors import ConfigError
 from ..base import Placement, Sample, Task
 from ..whereabouts import PLACES
 from .files import BabiFileTask, load_babi_samples
-from .relations import draw_relations
-from .stories import GIVERS, draw_where_is_object, draw_where_is_person, draw_where_was_object, draw_who_gave
+from .relations import ask_more_relations, draw_relations
+from .stories import (
+    GIVERS,
+    ask_more_of_a_story,
+    draw_where_is_object,
+    draw_where_is_person,
+    draw_where_was_object,
+    draw_who_gave,
+)
 from .world import OBJECTS
 
 __all__ = ["BabiFileTask", "GeneratedBabiTask", "load_babi", "load_babi_samples"]
@@ -34,18 +41,23 @@ class GeneratedBabiTask:
     name: str
     answers: tuple[str, ...] | None
     sampler: Callable[[random.Random], Sample]
+    asker: Callable[[random.Random, Sample, int], list[Sample]] = ask_more_of_a_story
     placement: Placement = "anywhere"
 
     def draw(self, rng: random.Random) -> Sample:
         """A story up to one of its questions."""
         return self.sampler(rng)
 
+    def ask_more(self, rng: random.Random, sample: Sample, number: int) -> list[Sample]:
+        """Other questions of the same kind about its facts."""
+        return self.asker(rng, sample, number)
+
 
 _GENERATED = {
     "qa1": GeneratedBabiTask("qa1", PLACES, draw_where_is_person),
     "qa2": GeneratedBabiTask("qa2", PLACES, draw_where_is_object),
     "qa3": GeneratedBabiTask("qa3", PLACES, draw_where_was_object),
-    "qa4": GeneratedBabiTask("qa4", PLACES, draw_relations),
+    "qa4": GeneratedBabiTask("qa4", PLACES, draw_relations, ask_more_relations),
     "qa5": GeneratedBabiTask("qa5", (*GIVERS, *OBJECTS), draw_who_gave),
 }
 

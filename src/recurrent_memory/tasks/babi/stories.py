@@ -11,15 +11,17 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...errors import InputError
 from ..base import Sample
 from ..whereabouts import PEOPLE, PLACES
-from .world import OBJECTS, Event, Kind, World, say
+from .world import OBJECTS, Event, Kind, World, say, understood
 
 GIVERS = ("Bill", "Fred", "Jeff", "Mary")
 """The people of task 5."""
 
 QUESTIONS_PER_STORY = 5
 _WINDOW_STATEMENTS = 5
+_TRIES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,44 @@ def _draw(
         if wanted == 0:
             return Sample(tuple(facts), asked.question, asked.answer, asked.supporting, answers)
         wanted -= 1
+
+
+def ask_more_of_a_story(rng: random.Random, sample: Sample, number: int) -> list[Sample]:
+    """Other questions of the same kind about the end of a story.
+
+    Args:
+        rng: Draws them.
+        sample: Of one of the functions above.
+        number: At most so many.
+
+    Raises:
+        InputError: if its facts or its question are of another kind.
+
+    Example:
+        >>> sample = draw_who_gave(random.Random(0))
+        >>> sample.question, [other.question for other in ask_more_of_a_story(random.Random(0), sample, 2)]
+        ('Who received the apple?', ['Who did Mary give the apple to?', 'What did Mary give to Bill?'])
+    """
+    world = World((*PEOPLE, *GIVERS), {"go": 1}, random.Random(0))
+    for fact in sample.facts:
+        world.tell(understood(fact))
+    ask, found = _kind_of(sample.question), dict[str, _Asked]()
+    for _ in range(_TRIES * number):
+        if len(found) == number:
+            break
+        asked = ask(world, rng)
+        if asked is not None and asked.question != sample.question:
+            found.setdefault(asked.question, asked)
+    return [
+        Sample(sample.facts, each.question, each.answer, each.supporting, sample.answers) for each in found.values()
+    ]
+
+
+def _kind_of(question: str) -> _Ask:
+    for beginning, ask in _BEGINNINGS.items():
+        if question.startswith(beginning):
+            return ask
+    raise InputError(f"{question!r} is no question about a story of who goes where, takes, drops or gives what")
 
 
 def _recent(world: World) -> list[Event]:
@@ -134,3 +174,12 @@ def _who_gave(world: World, rng: random.Random) -> _Asked | None:
     later = any(i > index and (event.person, event.receiver) == (gift.person, gift.receiver) for i, event in gifts)
     question, answer = rng.choices(forms, (0 if later else 2, 1, 1, 1, 1))[0]
     return _Asked(question, answer, (index,))
+
+
+_BEGINNINGS: dict[str, _Ask] = {
+    "Where was the ": _where_was_object,
+    "Where is the ": _where_is_object,
+    "Where is ": _where_is_person,
+    "What did ": _who_gave,
+    "Who ": _who_gave,
+}

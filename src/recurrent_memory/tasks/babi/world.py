@@ -8,10 +8,12 @@ the four people and one of the kinds of action are drawn until they fit together
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ...errors import InputError
 from ..whereabouts import PLACES, VERBS
 
 Kind = Literal["go", "take", "drop", "give"]
@@ -90,6 +92,10 @@ class World:
         self._apply(event)
         return event
 
+    def tell(self, event: Event) -> None:
+        """Let this happen."""
+        self._apply(event)
+
     def _try(self, person: str, kind: Kind) -> Event | None:
         rng, room = self._rng, self._rooms[person]
         held = [thing for thing in OBJECTS if self._holder(thing) == person]
@@ -146,3 +152,30 @@ def say(event: Event, rng: random.Random, taken_there_share: float, dropped_ther
     verbs, share = (TAKE_VERBS, taken_there_share) if event.kind == "take" else (DROP_VERBS, dropped_there_share)
     there = " there" if rng.random() < share else ""
     return f"{event.person} {rng.choice(verbs)} the {event.thing}{there}."
+
+
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(VERBS, "go"),
+    **dict.fromkeys(TAKE_VERBS, "take"),
+    **dict.fromkeys(DROP_VERBS, "drop"),
+    **dict.fromkeys(GIVE_VERBS, "give"),
+}
+_STATEMENT = re.compile(rf"(\w+) ({'|'.join(_KINDS)}) the (\w+)(?: there| to (\w+))?\.")
+
+
+def understood(statement: str) -> Event:
+    """What happens, by what is said: the inverse of `say`.
+
+    Raises:
+        InputError: if it is not a statement of such a story.
+
+    Example:
+        >>> understood("Mary picked up the milk there.")
+        Event(kind='take', person='Mary', place='', thing='milk', receiver='')
+    """
+    match = _STATEMENT.fullmatch(statement)
+    if match is None:
+        raise InputError(f"{statement!r} is no statement of who goes where, takes, drops or gives what")
+    person, verb, what, receiver = match.groups(default="")
+    kind = _KINDS[verb]
+    return Event(kind, person, what if kind == "go" else "", "" if kind == "go" else what, receiver)
