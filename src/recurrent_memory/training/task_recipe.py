@@ -78,14 +78,5 @@ class TaskRecipe(Strict):
         Raises:
             ConfigError: if a task does not take the options.
         """
-        told = {
-            "partial",
-            "boundary",
-            "hard_noise",
-            "unanswerable",
-            "max_tokens",
-            "question_apart",
-            "ends",
-            "questions",
-        }
-        return {"tasks": tuple(load_task(name, **self.options) for name in self.name), **self.model_dump(include=told)}
+        rest = self.model_dump(exclude={"name", "options", "noise", "noise_chars"})
+        return {"tasks": tuple(load_task(name, **self.options) for name in self.name), **rest}

@@ -89,12 +89,8 @@ class World:
         event: Event | None = None
         while event is None:
             event = self._try(self._rng.choice(self.people), self._rng.choice(self._kinds))
-        self._apply(event)
+        self.tell(event)
         return event
-
-    def tell(self, event: Event) -> None:
-        """Let this happen."""
-        self._apply(event)
 
     def _try(self, person: str, kind: Kind) -> Event | None:
         rng, room = self._rng, self._rooms[person]
@@ -113,7 +109,8 @@ class World:
     def _holder(self, thing: str) -> str | None:
         return self.carries[thing].holder if thing in self.carries else None
 
-    def _apply(self, event: Event) -> None:
+    def tell(self, event: Event) -> None:
+        """Let this happen."""
         index = len(self.events)
         self.events.append(event)
         if event.kind == "go":
