@@ -24,6 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from recurrent_memory import MemoryConfig, MemoryState, RecurrentMemoryModel
 from recurrent_memory.evaluation.provenance import machine
 
+from .models import remember
+
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 
 
@@ -42,8 +44,8 @@ def build(kind: str, layers: int, width: int, segment_length: int, device: str, 
     )
     memory = MemoryConfig(num_memory_tokens=16, segment_length=segment_length, kind=kind)
     model = RecurrentMemoryModel.from_backbone(LlamaForCausalLM(config), memory)
-    if kind == "associative":  # its values are zero when they are new: nothing would be remembered
-        torch.nn.init.normal_(model.memory.value, std=width**-0.5)
+    if kind == "associative":
+        remember(model)
     return model.to(device, dtype).eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,20 @@ def _smollm2() -> PreTrainedModel:
     if spec is not None and spec.origin is not None:
         return AutoModelForCausalLM.from_pretrained(Path(spec.origin).parent, gguf_file=GGUF, dtype=torch.float32)
     return AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct", dtype=torch.float32)
+
+
+def associative_like(model: RecurrentMemoryModel, seed: int = 0) -> RecurrentMemoryModel:
+    """A copy of the backbone with an associative memory of as many write tokens and the same segments."""
+    config = MemoryConfig(model.memory_config.num_memory_tokens, model.memory_config.segment_length, kind="associative")
+    torch.manual_seed(seed)
+    other = RecurrentMemoryModel.from_backbone(copy.deepcopy(model.backbone), config)
+    remember(other)
+    return other.to(model.device).eval()
+
+
+def remember(model: RecurrentMemoryModel) -> None:
+    """Random values for an associative memory: they are zero when it is new, and nothing would be remembered."""
+    torch.nn.init.normal_(model.memory.value, std=model.view.layer_width**-0.5)
 
 
 def mistral_like(model: PreTrainedModel, window: int, seed: int = 0) -> MistralForCausalLM:

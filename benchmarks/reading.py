@@ -2,8 +2,8 @@
 
     python -m benchmarks.reading [--model small|135m|smollm2|shipped|FOLDER] [--max-tokens 65536] [--out FOLDER] [--json]
 
-Ours and the plain loop are the same weights on the same text: how far their final memories are apart stands beside them. The
-others have the same shape, or as many parameters.
+Ours and the plain loop are the same weights on the same text: how far their final memories are apart stands beside them. Ours
+with an associative memory has the same backbone; the others have its shape, or as many parameters.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ if __name__ == "__main__" and not __package__:  # run as a file, which knows not
 
 from . import plain_loop
 from .common import Budget, Contender, Peak, Report, Setting, add_ratios, has_room, measure
-from .models import load
+from .models import associative_like, load
 from .peers import PACKAGE, Peer, full_attention, lucidrains, mamba, sliding_window
 
 OURS, SLOW, COMPILED, INT8 = "ours", "ours, no shortcuts", "ours, compiled", "ours, int8"
+ASSOCIATIVE = "ours, associative"
 PLAIN = "plain research loop"
 
 
@@ -50,6 +51,7 @@ def run(setting: Setting, peak: Peak) -> Report:
     ways = {OURS: ours, SLOW: without_shortcuts}
     ways |= {name: partial(_read, other) for name, other in faster(model, report, COMPILED, INT8)}
     peers = [Peer(name, read) for name, read in ways.items()]
+    peers.append(associative(model, setting))
     peers += [Peer(PLAIN, lambda ids: plain_loop.read(model, ids), bytes_of=_logits_of(model))]
     peers += [full_attention(model), sliding_window(model), mamba(model)]
     package = lucidrains(model)
@@ -74,6 +76,12 @@ def run(setting: Setting, peak: Peak) -> Report:
                 row["memory_difference_from_plain"] = plain_loop.memory_difference(read, theirs, is_exact=is_exact)
         report.rows += rows
     return report
+
+
+def associative(model: RecurrentMemoryModel, setting: Setting) -> Peer:
+    """The same backbone with an associative memory, whichever schedule is faster."""
+    other = associative_like(model, setting.seed)
+    return Peer(ASSOCIATIVE, lambda ids: other.fold(other.read(ids)))
 
 
 def _read(model: RecurrentMemoryModel, ids: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 from .common import Budget, Contender, Peak, Report, Setting, has_room, measure, median_interval
 from .models import load
 from .peers import Peer, full_attention
-from .reading import OURS, text_of
+from .reading import OURS, associative, text_of
 
 
 def run(setting: Setting, peak: Peak) -> Report:
@@ -25,7 +25,7 @@ def run(setting: Setting, peak: Peak) -> Report:
     model = load(setting.model, setting.device, setting.seed, setting.segment_length)
     length = model.memory_config.segment_length
     budget = Budget(setting, report)
-    peers = [Peer(OURS, lambda ids: model.fold(model.read(ids)).memory), full_attention(model)]
+    peers = [Peer(OURS, lambda ids: model.fold(model.read(ids))), associative(model, setting), full_attention(model)]
     for size in setting.lengths(max(length, min(1024, setting.max_tokens))):
         tokens = max(1, size // length) * length
         ids = text_of(model.view.vocab_size, tokens, setting)

@@ -6,7 +6,7 @@ from transformers import LlamaForCausalLM
 
 from benchmarks import plain_loop
 from benchmarks.generation import FullAttention
-from benchmarks.models import SHAPES, llama, load, mamba_like, num_parameters
+from benchmarks.models import SHAPES, associative_like, llama, load, mamba_like, num_parameters
 from benchmarks.peers import PACKAGE, full_attention, kv_bytes, lucidrains, mamba, sliding_window
 from benchmarks.scaling import log_slope, slopes
 from recurrent_memory import MemoryConfig, RecurrentMemoryModel
@@ -32,6 +32,20 @@ def test_the_plain_loop_reads_what_ours_reads(carry: str, recent: int, tokens: i
     ids = ids_of(tokens, batch=2)
     read = plain_loop.read(model, ids)
     torch.testing.assert_close(read, model.fold(model.read(ids)).memory, rtol=1e-6, atol=1e-6)
+
+
+def test_the_associative_one_has_the_same_backbone_and_remembers() -> None:
+    model = load("tiny")
+    other = associative_like(model)
+    assert other.memory_config.kind == "associative"
+    assert other.memory_config.segment_length == S
+    for name, weights in model.backbone.state_dict().items():
+        assert torch.equal(other.backbone.state_dict()[name], weights)
+    first, second = ids_of(3 * S), ids_of(3 * S)
+    second[0, 0] = (second[0, 0] + 1) % VOCAB
+    kept = [other.read(ids).tensors["A"] for ids in (first, second)]
+    assert kept[0].abs().max() > 0
+    assert not torch.equal(*kept)
 
 
 def test_another_memory_is_not_taken_for_the_same() -> None:

@@ -17,6 +17,7 @@ CONTENDERS = {
         "ours, no shortcuts",
         *(["ours, compiled"] if shutil.which("g++") else []),
         "ours, int8",
+        "ours, associative",
         "plain research loop",
         "full attention, KV cache",
         "sliding window",
@@ -34,7 +35,7 @@ CONTENDERS = {
     "training": {
         name + of for name in ("ours, full", "ours, recomputed", "plain research loop") for of in ("", ", an answer")
     },
-    "scaling": {"ours", "full attention, KV cache"},
+    "scaling": {"ours", "ours, associative", "full attention, KV cache"},
 }
 
 
