@@ -38,6 +38,7 @@ class Setting:
         seed: Of weights and texts.
         min_tokens: Shortest text, of what is measured against the length of a text (reading, training, scaling).
         segment_length: S, of SmolLM2 and random models; None: see `models.py`.
+        dtype: Of all models, and of the machine's limits.
     """
 
     model: str = "small"
@@ -48,6 +49,7 @@ class Setting:
     seed: int = SEED
     min_tokens: int = 1
     segment_length: int | None = None
+    dtype: str = "float32"
 
     def lengths(self, first: int = 1024) -> list[int]:
         """Powers of four from `first`, those of `min_tokens` and more, and the longest."""
@@ -197,7 +199,7 @@ class Peak:
     """The machine's own limits, measured beside.
 
     Args:
-        flops_per_s: Of a large square float32 matrix product.
+        flops_per_s: Of a large square matrix product.
         bytes_per_s: Read by a matrix–vector product that does not fit a cache.
     """
 
@@ -205,10 +207,11 @@ class Peak:
     bytes_per_s: float
 
     @classmethod
-    def measure(cls, device: str, size: int = 2048, rounds: int = 5) -> Peak:
-        a = torch.randn(size, size, device=device)
-        wide = torch.randn(8 * size, 2 * size, device=device)
-        vector = torch.randn(2 * size, device=device)
+    def measure(cls, device: str, size: int = 2048, rounds: int = 5, dtype: str = "float32") -> Peak:
+        like = torch.zeros((), device=device, dtype=getattr(torch, dtype))
+        a = like.new_empty(size, size).normal_()
+        wide = like.new_empty(8 * size, 2 * size).normal_()
+        vector = like.new_empty(2 * size).normal_()
         seconds = by_turns(
             [Contender("product", lambda: a @ a), Contender("vector", lambda: wide @ vector)], rounds, device
         )
@@ -279,7 +282,7 @@ def measure(
     return rows
 
 
-def add_ratios(rows: Sequence[dict[str, Any]], peer: str) -> None:
+def add_ratios(rows: Sequence[dict[str, Any]], peer: str, key: str = "times_peer") -> None:
     """How many times as fast as the peer each contender of a length was: the median over the rounds, run by run."""
     theirs = next((row["seconds"] for row in rows if row["contender"] == peer), None)
     if theirs is None:
@@ -287,9 +290,9 @@ def add_ratios(rows: Sequence[dict[str, Any]], peer: str) -> None:
     for row in rows:
         found = median_interval([a / b for a, b in zip(theirs, row["seconds"], strict=True)])
         row |= {
-            "times_peer": found["median"],
-            "low_times_peer": found["low"],
-            "high_times_peer": found["high"],
+            key: found["median"],
+            f"low_{key}": found["low"],
+            f"high_{key}": found["high"],
             "peer": peer,
         }
 

@@ -1,150 +1,98 @@
-"""The diagonal schedule beside one segment after the other: the same model, the same text, one run.
+"""The diagonal schedule beside one segment after the other, by the size of the model and the length of a segment.
 
-    python -m benchmarks.diagonal [--layers 4 --layers 12] [--width 256] [--segment-length 32 --segment-length 256] [--json]
+    python -m benchmarks --only diagonal [--device cuda --dtype bfloat16] [--max-tokens 65536]
 
-By the size of the model and the length of a segment. Llama layers with random weights: what is computed does not change
-with them. Runs alternate after a warm-up; medians are compared, and the final memories must agree.
+Memories in every layer, over Llama layers with random weights: what is computed does not change with them. A text is of 32
+segments, or as many as `--max-tokens` has room for. Both schedules must write the same memory.
 """
 
 from __future__ import annotations
 
-import argparse
-import itertools
-import json
-import platform
-import statistics
-import sys
-import time
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from recurrent_memory import MemoryConfig, MemoryState, RecurrentMemoryModel
-from recurrent_memory.evaluation.provenance import machine
 
-from .models import remember
+from .common import Budget, Contender, Peak, Report, Setting, add_ratios, measure
+from .models import SHAPES, Shape, llama, remember
+from .reading import text_of
 
+KINDS = ("associative", "per-layer")
+SEQUENTIAL, DIAGONAL = "sequential", "diagonal"
+SEGMENTS = 32
+NUM_MEMORY_TOKENS = 16
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 
 
-def build(kind: str, layers: int, width: int, segment_length: int, device: str, dtype: torch.dtype) -> Any:
+def run(setting: Setting, peak: Peak) -> Report:
+    """How many times as fast the diagonals are, against the tokens of a segment."""
+    report = Report("diagonal", "segment_length", ("times_sequential", "tokens_per_s", "peak_memory_mb"))
+    sizes, lengths = _sizes(setting)
+    for kind, (layers, width) in product(KINDS, sizes):
+        budget = Budget(setting, report)
+        for length in lengths:
+            report.rows += _rows(kind, layers, width, length, setting, peak, budget)
+    return report
+
+
+def _sizes(setting: Setting) -> tuple[list[tuple[int, int]], list[int]]:
+    """Layers and widths, and the tokens of a segment."""
+    if setting.model == "tiny":
+        return [(2, 16)], [8]
+    if setting.device.startswith("cuda"):
+        return [(12, 256), (12, 768), (SHAPES["1b"].layers, SHAPES["1b"].width)], [32, 128, 512, 1024]
+    return [(4, 128), (12, 256), (12, 768)], [32, 128, 512]
+
+
+def _rows(
+    kind: str, layers: int, width: int, length: int, setting: Setting, peak: Peak, budget: Budget
+) -> list[dict[str, Any]]:
+    name = f"{kind}, {layers} layers of {width}"
+    segments = max(1, min(SEGMENTS, setting.max_tokens // length))
+    where = {"segment_length": length, "segments": segments}
+    names = {schedule: f"{name}, {schedule}" for schedule in (SEQUENTIAL, DIAGONAL)}
+    if not all(budget.allows(named, segments * length, **where) for named in names.values()):
+        return []
+    model = build(kind, layers, width, length, setting)
+    ids = text_of(model.view.vocab_size, segments * length, setting)
+    states = {schedule: read(model, ids, schedule) for schedule in names}
+    contenders = [Contender(names[schedule], partial(read, model, ids, schedule)) for schedule in names]
+    rows = measure(contenders, segments * length, setting, peak, **where)
+    for row in rows:
+        budget.took(row["contender"], segments * length, row["median_s"])
+    add_ratios(rows, names[SEQUENTIAL], "times_sequential")
+    rows[1]["memory_difference_from_sequential"] = difference(states[DIAGONAL], states[SEQUENTIAL])
+    return rows
+
+
+def build(kind: str, layers: int, width: int, length: int, setting: Setting) -> RecurrentMemoryModel:
     """A model of random weights; heads of 64, feed-forward layers of 8/3 the width."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1024,
-        hidden_size=width,
-        intermediate_size=8 * width // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 64),
-        max_position_embeddings=segment_length + 64,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    memory = MemoryConfig(num_memory_tokens=16, segment_length=segment_length, kind=kind)
-    model = RecurrentMemoryModel.from_backbone(LlamaForCausalLM(config), memory)
+    heads = max(1, width // 64)
+    torch.manual_seed(setting.seed)
+    shape = Shape(1024, width, 8 * width // 3, layers, heads, heads, length, NUM_MEMORY_TOKENS)
+    model = RecurrentMemoryModel.from_backbone(llama(shape), MemoryConfig(NUM_MEMORY_TOKENS, length, kind=kind))
     if kind == "associative":
         remember(model)
-    return model.to(device, dtype).eval()
+    return model.to(setting.device, getattr(torch, setting.dtype)).eval()
 
 
-def timed(model: RecurrentMemoryModel, ids: Tensor, schedule: str) -> tuple[float, MemoryState]:
-    """Seconds of a reading, and the state after it."""
-    if ids.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    state = model.read(ids, schedule=schedule)
-    if ids.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, state
+def read(model: RecurrentMemoryModel, ids: Tensor, schedule: str) -> MemoryState:
+    """The state after a text, all of it folded."""
+    return model.fold(model.read(ids, schedule=schedule))
 
 
-def compare(model: RecurrentMemoryModel, batch: int, segments: int, rounds: int) -> dict[str, Any]:
-    """One model and one text, by both schedules."""
-    length = model.memory_config.segment_length
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.view.vocab_size, (batch, segments * length + 1), generator=generator).to(model.device)
-    seconds: dict[str, list[float]] = {"sequential": [], "diagonal": []}
-    difference = 0.0
-    for schedule in seconds:
-        timed(model, ids[:, : 2 * length + 1], schedule)
-    for _ in range(rounds):
-        states: list[MemoryState] = []
-        for schedule, took in seconds.items():
-            elapsed, state = timed(model, ids, schedule)
-            took.append(elapsed)
-            states.append(state)
-        for name, tensor in states[0].tensors.items():
-            off = float((states[1].tensors[name] - tensor).abs().max() / tensor.abs().max())
-            difference = max(difference, off)
-    if not difference <= TOLERANCE[model.dtype]:
-        raise SystemExit(f"the memories differ by {difference:.2g}, more than rounding; no speed is worth that")
-    medians = {schedule: statistics.median(took) for schedule, took in seconds.items()}
-    return {
-        "kind": model.memory_config.kind,
-        "layers": len(model.view.layers()),
-        "width": model.view.layer_width,
-        "segment_length": length,
-        "segments": segments,
-        "batch": batch,
-        "rounds": rounds,
-        "sequential_seconds": [round(s, 4) for s in seconds["sequential"]],
-        "diagonal_seconds": [round(s, 4) for s in seconds["diagonal"]],
-        "diagonal_tokens_per_s": round(batch * segments * length / medians["diagonal"], 1),
-        "speedup_over_sequential": round(medians["sequential"] / medians["diagonal"], 3),
-        "memory_relative_difference": difference,
-    }
+def difference(ours: MemoryState, other: MemoryState) -> float:
+    """How far two memories are apart: the largest difference of a tensor, of the other's largest number.
 
-
-def provenance(device: str) -> dict[str, Any]:
-    """What is needed to make the figures again."""
-    return {
-        "command": " ".join(["python", "-m", "benchmarks.diagonal", *sys.argv[1:]]),
-        **machine(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def main() -> None:
-    """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", action="append", choices=["associative", "per-layer"], help="more than once for both")
-    parser.add_argument("--layers", action="append", type=int, help="more than once for several")
-    parser.add_argument("--width", action="append", type=int, help="more than once for several")
-    parser.add_argument("--segment-length", action="append", type=int, help="more than once for several")
-    parser.add_argument("--segments", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    dtype = getattr(torch, arguments.dtype)
-    results: list[dict[str, Any]] = []
-    for kind, layers, width, length in itertools.product(
-        arguments.kind or ["associative", "per-layer"],
-        arguments.layers or [4, 12],
-        arguments.width or [256],
-        arguments.segment_length or [32, 256],
-    ):
-        model = build(kind, layers, width, length, arguments.device, dtype)
-        results.append(compare(model, arguments.batch, arguments.segments, arguments.rounds))
-    report = {**provenance(arguments.device), "dtype": arguments.dtype}
-    if arguments.json:
-        print(json.dumps({**report, "results": results}))
-        return
-    for r in results:
-        print(
-            f"{r['kind']}, {r['layers']} layers of {r['width']}, segments of {r['segment_length']}: "
-            f"{r['speedup_over_sequential']}× of one segment after the other, {r['diagonal_tokens_per_s']:,} tokens/s, "
-            f"memories differ by {r['memory_relative_difference']:.1e}"
-        )
-
-
-if __name__ == "__main__":
-    main()
+    Raises:
+        RuntimeError: if it is more than rounding: then it is not the same work that was timed.
+    """
+    apart = max(float((ours.tensors[name] - t).abs().max() / t.abs().max()) for name, t in other.tensors.items())
+    tolerance = TOLERANCE[next(iter(other.tensors.values())).dtype]
+    if not apart <= tolerance:
+        raise RuntimeError(f"the diagonals do not write the same memory: {apart:.2g} apart, more than {tolerance}")
+    return apart

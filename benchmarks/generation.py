@@ -15,7 +15,7 @@ from transformers import DynamicCache, GenerationConfig
 from recurrent_memory import MemoryState, RecurrentMemoryModel
 
 from .common import Budget, Contender, Peak, Report, Setting, has_room, measure
-from .models import load
+from .models import load_for
 from .peers import kv_bytes
 from .reading import text_of
 
@@ -25,7 +25,7 @@ OURS, ANEW, FULL = "ours", "ours without cache", "full attention, KV cache"
 def run(setting: Setting, peak: Peak) -> Report:
     """Milliseconds and bytes for each token against the tokens read before."""
     report = Report("generation", "tokens_read", ("ms_per_token", "kept_bytes", "peak_memory_mb"))
-    model = load(setting.model, setting.device, setting.seed, setting.segment_length)
+    model = load_for(setting)
     length = model.memory_config.segment_length
     ids = text_of(model.view.vocab_size, setting.max_tokens, setting)
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -18,7 +18,7 @@ from recurrent_memory import MemoryReader, RecurrentMemoryModel
 
 from . import plain_loop
 from .common import Budget, Contender, Peak, Report, Setting, add_ratios, has_room, measure
-from .models import load
+from .models import load_for
 from .reading import PLAIN, faster, text_of
 
 LANES, ALONE, INT8 = "ours, lanes", "ours, one by one", "ours, lanes, int8"
@@ -33,7 +33,7 @@ Read = Callable[[Tensor], Tensor]
 def run(setting: Setting, peak: Peak) -> Report:
     """Tokens per second and peak memory against the number of texts."""
     report = Report("lanes", "texts", ("tokens_per_s", "peak_memory_mb"))
-    model = load(setting.model, setting.device, setting.seed, setting.segment_length)
+    model = load_for(setting)
     length = model.memory_config.segment_length
     tokens = max(1, setting.max_tokens // MOST // length) * length
     ways: dict[str, Read] = {LANES: partial(lanes, model), ALONE: partial(one_by_one, model)}

@@ -22,6 +22,8 @@ from transformers import (
 from recurrent_memory import MemoryConfig, RecurrentMemoryModel
 from recurrent_memory.models import shipped_model_path
 
+from .common import Setting
+
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -43,10 +45,13 @@ SHAPES = {
     "tiny": Shape(64, 16, 32, 2, 2, 1, 8, 2),
     "small": Shape(2048, 128, 352, 4, 4, 4, 128, 8),
     "135m": Shape(49152, 576, 1536, 30, 9, 3, 512, 16),
+    "1b": Shape(128_256, 2048, 8192, 16, 32, 8, 1024, 16),
 }
 
 
-def load(name: str, device: str = "cpu", seed: int = 0, segment_length: int | None = None) -> RecurrentMemoryModel:
+def load(
+    name: str, device: str = "cpu", seed: int = 0, segment_length: int | None = None, dtype: str = "float32"
+) -> RecurrentMemoryModel:
     """A model by name.
 
     Args:
@@ -54,6 +59,7 @@ def load(name: str, device: str = "cpu", seed: int = 0, segment_length: int | No
         device: Where.
         seed: Of random weights.
         segment_length: S, of SmolLM2 and random models.
+        dtype: Of its weights.
     """
     torch.manual_seed(seed)
     if name in SHAPES:
@@ -66,7 +72,12 @@ def load(name: str, device: str = "cpu", seed: int = 0, segment_length: int | No
         model = RecurrentMemoryModel.from_backbone(_smollm2(), MemoryConfig(16, segment_length or 512))
     else:
         model = RecurrentMemoryModel.from_pretrained(name)
-    return model.to(device).eval()
+    return model.to(device, getattr(torch, dtype)).eval()
+
+
+def load_for(setting: Setting) -> RecurrentMemoryModel:
+    """The model that is measured."""
+    return load(setting.model, setting.device, setting.seed, setting.segment_length, setting.dtype)
 
 
 def llama(shape: Shape) -> LlamaForCausalLM:
@@ -99,7 +110,7 @@ def associative_like(model: RecurrentMemoryModel, seed: int = 0) -> RecurrentMem
     torch.manual_seed(seed)
     other = RecurrentMemoryModel.from_backbone(copy.deepcopy(model.backbone), config)
     remember(other)
-    return other.to(model.device).eval()
+    return other.to(model.device, model.dtype).eval()
 
 
 def remember(model: RecurrentMemoryModel) -> None:
@@ -124,7 +135,7 @@ def mistral_like(model: PreTrainedModel, window: int, seed: int = 0) -> MistralF
         eos_token_id=None,
         pad_token_id=None,
     )
-    return MistralForCausalLM(config).to(model.device).eval()
+    return MistralForCausalLM(config).to(model.device, model.dtype).eval()
 
 
 def num_parameters(model: torch.nn.Module) -> int:
@@ -153,4 +164,4 @@ def mamba_like(model: PreTrainedModel, seed: int = 0) -> MambaForCausalLM:
     with torch.device("meta"):
         one, two = num_parameters(of(1)), num_parameters(of(2))
     layers = max(1, round((num_parameters(model) - one) / (two - one)) + 1)
-    return of(layers).to(model.device).eval()
+    return of(layers).to(model.device, model.dtype).eval()

@@ -107,7 +107,7 @@ def lucidrains(model: RecurrentMemoryModel) -> Peer | str:
         use_xl_memories=False,
         num_residual_streams=1,
     )
-    other = other.to(model.device).eval()
+    other = other.to(model.device, model.dtype).eval()
 
     @torch.no_grad()
     def read(ids: Tensor) -> object:

@@ -20,6 +20,8 @@ def plot(report: Report, folder: Path) -> list[Path]:
         figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
         for index, name in enumerate(names):
             rows = [r for r in report.rows if r["contender"] == name and r.get(measure) and r.get(report.x)]
+            if measure.startswith("times_"):
+                rows = [row for row in rows if row["peer"] != name]  # of itself it is one, everywhere
             if not rows:
                 continue
             x = [row[report.x] for row in rows]

@@ -25,7 +25,7 @@ if __name__ == "__main__" and not __package__:  # run as a file, which knows not
 
 from . import plain_loop
 from .common import Budget, Contender, Peak, Report, Setting, add_ratios, has_room, measure
-from .models import associative_like, load
+from .models import associative_like, load_for
 from .peers import PACKAGE, Peer, full_attention, lucidrains, mamba, sliding_window
 
 OURS, SLOW, COMPILED, INT8 = "ours", "ours, no shortcuts", "ours, compiled", "ours, int8"
@@ -36,7 +36,7 @@ PLAIN = "plain research loop"
 def run(setting: Setting, peak: Peak) -> Report:
     """Tokens per second and peak memory against the length of the text."""
     report = Report("reading", "tokens", ("tokens_per_s", "peak_memory_mb"))
-    model = load(setting.model, setting.device, setting.seed, setting.segment_length)
+    model = load_for(setting)
     length = model.memory_config.segment_length
 
     ours = partial(_read, model)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from .common import Budget, Contender, Peak, Report, Setting, has_room, measure, median_interval
-from .models import load
+from .models import load_for
 from .peers import Peer, full_attention
 from .reading import OURS, associative, text_of
 
@@ -22,7 +22,7 @@ from .reading import OURS, associative, text_of
 def run(setting: Setting, peak: Peak) -> Report:
     """Seconds and peak memory against the length, and a row with the slopes for each contender."""
     report = Report("scaling", "tokens", ("median_s", "peak_memory_mb"))
-    model = load(setting.model, setting.device, setting.seed, setting.segment_length)
+    model = load_for(setting)
     length = model.memory_config.segment_length
     budget = Budget(setting, report)
     peers = [Peer(OURS, lambda ids: model.fold(model.read(ids))), associative(model, setting), full_attention(model)]

@@ -11,9 +11,12 @@ COLUMNS = {
     "texts": "texts",
     "tokens": "tokens",
     "tokens_read": "tokens read",
+    "segment_length": "tokens a segment",
     "segments": "segments",
     "tokens_per_s": "tokens/s",
     "times_peer": "times the plain loop",
+    "times_sequential": "times one segment after the other",
+    "memory_difference_from_sequential": "memory, off that",
     "memory_difference_from_plain": "memory, off the plain loop's",
     "ms_per_token": "ms a token",
     "time_slope": "slope of time",
@@ -23,7 +26,7 @@ COLUMNS = {
     "share_of_matmul_peak": "share of the matrix-product peak",
     "share_of_read_peak": "share of the reading peak",
 }
-INTERVALS = ("tokens_per_s", "times_peer", "ms_per_token", "time_slope")
+INTERVALS = ("tokens_per_s", "times_peer", "times_sequential", "ms_per_token", "time_slope")
 
 
 def readme(documents: Sequence[dict[str, Any]]) -> str:

@@ -20,7 +20,7 @@ from recurrent_memory.training.bptt import Backpropagation, backpropagate
 
 from . import plain_loop
 from .common import Budget, Contender, Peak, Report, Setting, add_ratios, measure
-from .models import load
+from .models import load_for
 from .reading import PLAIN, text_of
 
 MAX_SEGMENTS = 64
@@ -31,7 +31,7 @@ Step = Callable[[Tensor, Tensor], Tensor]
 def run(setting: Setting, peak: Peak) -> Report:
     """Tokens per second and peak memory against the number of segments."""
     report = Report("training", "segments", ("tokens_per_s", "peak_memory_mb"))
-    model = load(setting.model, setting.device, setting.seed, setting.segment_length).train()
+    model = load_for(setting).train()
     length = model.memory_config.segment_length
     steps: dict[str, Step] = {
         "ours, full": partial(_ours, model, Backpropagation("full")),

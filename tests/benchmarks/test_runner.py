@@ -35,6 +35,11 @@ CONTENDERS = {
     "training": {
         name + of for name in ("ours, full", "ours, recomputed", "plain research loop") for of in ("", ", an answer")
     },
+    "diagonal": {
+        f"{kind}, 2 layers of 16, {schedule}"
+        for kind in ("associative", "per-layer")
+        for schedule in ("sequential", "diagonal")
+    },
     "scaling": {"ours", "ours, associative", "full attention, KV cache"},
 }
 
@@ -63,6 +68,9 @@ def test_a_benchmark(name: str, tmp_path: Path) -> None:
     checks = {
         "reading": lambda: [row["memory_difference_from_plain"] for row in measured if row["contender"] == "ours"],
         "lanes": lambda: [row["memory_difference_from_plain"] for row in measured if row["contender"] == "ours, lanes"],
+        "diagonal": lambda: [
+            row["memory_difference_from_sequential"] for row in measured if row["contender"].endswith("diagonal")
+        ],
         "training": lambda: [row[f"{what}_difference_from_plain"] for row in measured for what in ("loss", "gradient")],
     }
     differences = checks[name]() if name in checks else []
@@ -79,6 +87,16 @@ def test_a_benchmark(name: str, tmp_path: Path) -> None:
         assert {row["contender"] for row in found["rows"] if row.get("kind") == "slope"} == CONTENDERS[name]
 
 
+@pytest.mark.parametrize("name", ["reading", "diagonal", "scaling"])
+@pytest.mark.filterwarnings("ignore")
+def test_in_bfloat16(name: str, tmp_path: Path) -> None:
+    main(["--quick", "--only", name, "--dtype", "bfloat16", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["setting"]["dtype"] == "bfloat16"
+    measured = {row["contender"] for row in found["rows"] if "median_s" in row}
+    assert measured >= CONTENDERS[name] - {"ours, int8", "ours, compiled"}
+
+
 def test_without_a_folder_json_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--quick", "--only", "training"])
     assert json.loads(capsys.readouterr().out)["benchmark"] == "training"
@@ -88,7 +106,7 @@ def test_what_cannot_be_run(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "reading,writing"])
     assert (
-        "--only writing: not a benchmark; choose from reading,lanes,generation,training,scaling"
+        "--only writing: not a benchmark; choose from reading,lanes,generation,training,diagonal,scaling"
         in capsys.readouterr().err
     )
     with pytest.raises(SystemExit):
@@ -99,7 +117,7 @@ def test_what_cannot_be_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--min-tokens 65 is above --max-tokens 64" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--model", "shipped", "--segment-length", "64"])
-    assert "--segment-length 64: must be at least 1, of a model that has none of its own" in capsys.readouterr().err
+    assert "--segment-length 64: must be at least 1, of a model without its own" in capsys.readouterr().err
 
 
 def test_segments_and_the_shortest_text_can_be_chosen(tmp_path: Path) -> None:
