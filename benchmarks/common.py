@@ -36,7 +36,7 @@ class Setting:
         rounds: Runs of each contender at each length.
         budget_s: A contender whose next length would take longer is left out from there on, visibly.
         seed: Of weights and texts.
-        min_tokens: Shortest text, of what is measured against the length of a text (reading, training, scaling).
+        min_tokens: Shortest text, of what is measured against the length of a text (reading, training).
         segment_length: S, of SmolLM2 and random models; None: see `models.py`.
         dtype: Of all models, and of the machine's limits.
     """

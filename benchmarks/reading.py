@@ -34,8 +34,8 @@ PLAIN = "plain research loop"
 
 
 def run(setting: Setting, peak: Peak) -> Report:
-    """Tokens per second and peak memory against the length of the text."""
-    report = Report("reading", "tokens", ("tokens_per_s", "peak_memory_mb"))
+    """Tokens per second, seconds and peak memory against the length of the text."""
+    report = Report("reading", "tokens", ("tokens_per_s", "median_s", "peak_memory_mb"))
     model = load_for(setting)
     length = model.memory_config.segment_length
 
@@ -79,7 +79,7 @@ def run(setting: Setting, peak: Peak) -> Report:
 
 
 def associative(model: RecurrentMemoryModel, setting: Setting) -> Peer:
-    """The same backbone with an associative memory, whichever schedule is faster."""
+    """The same backbone with an associative memory, one segment after the other (`diagonal.py` has the other schedule)."""
     other = associative_like(model, setting.seed)
     return Peer(ASSOCIATIVE, lambda ids: other.fold(other.read(ids)))
 

@@ -21,6 +21,7 @@ COLUMNS = {
     "ms_per_token": "ms a token",
     "time_slope": "slope of time",
     "memory_slope": "slope of memory",
+    "num_lengths": "lengths",
     "kept_bytes": "bytes kept",
     "peak_memory_mb": "peak memory, MB",
     "share_of_matmul_peak": "share of the matrix-product peak",
@@ -42,6 +43,12 @@ def readme(documents: Sequence[dict[str, Any]]) -> str:
             f"matrices at {found['matmul_gflops_per_s']:,} GFLOP/s and reads memory at {found['read_gb_per_s']:,} GB/s.\n",
             table(found["rows"]),
         ]
+        if found.get("slopes"):
+            parts += [
+                "How time and memory grow with the text, slopes of their logarithms against that of its length (1: linear; 2: with the "
+                "square; 0: not at all):\n",
+                table(found["slopes"]),
+            ]
     return "\n".join(parts)
 
 

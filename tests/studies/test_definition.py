@@ -61,6 +61,22 @@ def test_what_is_run(tmp_path: Path) -> None:
     assert "--bos" in reset.evaluation
 
 
+def test_some_rows_alone(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, rows=[*VALUES["rows"], {"name": "films", "model": "{movies}"}], needs={"books": "b", "movies": "m"}
+    )
+    some = load_study(path, ["books=x"], ["memory*"])
+    assert [row.name for row in some.rows] == ["RMT, 2 tokens", "memory reset"], "what it is like comes along"
+    assert some.compare == (("memory reset", "RMT, 2 tokens"),)
+    alone = load_study(path, ["books=x"], ["RMT, 2 tokens", "zero-shot"])
+    assert [row.name for row in alone.rows] == ["zero-shot", "RMT, 2 tokens"], "in the order of the study"
+    assert alone.compare == ()
+    with pytest.raises(RecipeError, match="needs m; give movies="):
+        load_study(path, ["books=x"], ["f*"])
+    with pytest.raises(RecipeError, match=r"has no row 'memory'; it has 'zero-shot', 'RMT, 2 tokens', .*'films'"):
+        load_study(path, ["books=x", "movies=y"], ["zero-shot", "memory"])
+
+
 def test_settings_become_options() -> None:
     settings = {"lengths": [64, "4k"], "reset": True, "join": False, "split": None, "option": {"a": 1, "b": "x"}}
     assert options_of(settings) == ["--lengths", "64,4k", "--reset", "--option", "a=1", "--option", "b=x"]
@@ -97,6 +113,9 @@ def test_the_command_shows_what_it_would_run(tmp_path: Path, capfd: pytest.Captu
     shown = json.loads(capfd.readouterr().out)
     assert len(shown["commands"]) == 7
     assert not (tmp_path / "out").exists()
+    some = ["study", path, "books=b", "--out", "x", "--row", "zero*", "--check", "--json"]
+    assert main(some) == 0
+    assert len(json.loads(capfd.readouterr().out)["commands"]) == 1
     assert main(["study", path, "books=b"]) == 2
     assert "--out is missing" in capfd.readouterr().err
     assert main(["study", path, "books=b", "--out", "x", "--jobs", "0"]) == 2

@@ -15,11 +15,11 @@ import yaml
 from recurrent_memory.errors import InputError, OutputError, RecipeError
 from recurrent_memory.evaluation.intervals import wilson
 from recurrent_memory.locking import alone_in
-from recurrent_memory.studies.definition import Study
+from recurrent_memory.studies.definition import RowRecipe, Study
 from recurrent_memory.studies.losses import pooled
 from recurrent_memory.studies.plan import Unit, chains, plan
 from recurrent_memory.studies.report import write_study
-from recurrent_memory.studies.run import run_study
+from recurrent_memory.studies.run import _open, run_study
 from recurrent_memory.studies.sizes import by_size, draw_sizes
 from recurrent_memory.studies.table import tabulate
 from tiny_models import prose, tiny_backbone, tiny_tokenizer
@@ -60,6 +60,18 @@ def study(tmp_path: Path) -> Study:
 def test_two_processes_do_not_run_a_study_in_one_folder(study: Study, tmp_path: Path) -> None:
     with alone_in(tmp_path / "out"), pytest.raises(OutputError, match="another process is writing there"):
         list(run_study(study, tmp_path / "out", tell=quiet))
+
+
+def test_rows_may_come_later_and_may_not_change(study: Study, tmp_path: Path) -> None:
+    def with_rows(*rows: RowRecipe) -> Study:
+        return study.model_copy(update={"rows": rows, "compare": ()})
+
+    first, memory, _ = study.rows
+    _open(tmp_path / "out", with_rows(first), resume=False)
+    _open(tmp_path / "out", with_rows(memory), resume=True)
+    _open(tmp_path / "out", with_rows(first, memory), resume=True)
+    with pytest.raises(InputError, match="holds a study with another row 'as it is'"):
+        _open(tmp_path / "out", with_rows(first.model_copy(update={"eval": {"window": 8}})), resume=True)
 
 
 @pytest.mark.slow

@@ -20,6 +20,12 @@ def study(
         list[str] | None, typer.Argument(metavar="[NAME=VALUE]…", help="What the study needs, such as texts.")
     ] = None,
     out: Annotated[str | None, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")] = None,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--row", metavar="NAME", help="Only this row, * for anything in its name; more than once for several."
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Trainings, and evaluations, at a time.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in FOLDER.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Only show the commands that would be run.")] = False,
@@ -35,7 +41,7 @@ def study(
     With --seed every row is trained once, with that seed. FOLDER gets the models, the evaluations, a log and a record of
     every process, and the table (table.md, table.csv, results.json, plot.png; sizes.png where memories differ in size, losses.png
     of language models), which is there as soon as all rows have been run with the first seed. After an interruption the same
-    command with --resume goes on, if need be with other seeds.
+    command with --resume goes on, if need be with other seeds or rows.
 
     Example: rmt study studies/lm-history.yaml train=my/books valid=my/others test=my/test --out results/history --jobs 2
     """
@@ -49,7 +55,7 @@ def study(
     from ..studies.definition import load_study
     from ..studies.plan import plan
 
-    described = load_study(path, given or [])
+    described = load_study(path, given or [], row or [])
     if seed is not None:
         described = described.model_copy(update={"seeds": (seed,)})
     each = threads if threads is not None else max(1, (os.cpu_count() or 1) // jobs)
@@ -66,7 +72,8 @@ def study(
     from ..studies.run import run_study
     from ..studies.table import tabulate
 
-    command = shlex.join(["rmt", "study", path, *(given or []), "--out", out, "--jobs", str(jobs)])
+    rows = [part for name in row or [] for part in ("--row", name)]
+    command = shlex.join(["rmt", "study", path, *(given or []), *rows, "--out", out, "--jobs", str(jobs)])
     shown: dict[str, Any] = {}
     text = ""
     with (

@@ -109,23 +109,28 @@ class Study(Strict):
         return self.seeds if source.model is None else self.seeds[:1]
 
 
-def load_study(path: str | Path, given: Sequence[str] = ()) -> Study:
+def load_study(path: str | Path, given: Sequence[str] = (), only: Sequence[str] = ()) -> Study:
     """Read a study, with what it needs in its places.
 
     Args:
         path: The file.
-        given: `NAME=VALUE` for everything in `needs`; a list is separated by commas.
+        given: `NAME=VALUE` for everything in `needs` that its rows make use of; a list is separated by commas.
+        only: Names of rows that it is to have, `*` for anything in them; those that they are like come along. Empty: all.
 
     Raises:
-        RecipeError: if the file is missing, is not YAML, a setting is not valid, or something needed is not given.
+        RecipeError: if the file is missing, is not YAML, a setting is not valid, something needed is not given, or there is
+            no such row.
     """
     values = dict(_pair(item) for item in given)
     study = load_settings(path, Study, "a study")
+    if only:
+        study = _selected(study, path, only)
     for name in values.keys() - study.needs.keys():
         known = ", ".join(study.needs) or "nothing"
         raise RecipeError(f"{path}: needs no {name!r}; it needs {known}")
+    used = set(_PLACE.findall(study.model_dump_json(include={"set", "eval", "rows"})))
     for name, what in study.needs.items():
-        if name not in values:
+        if name not in values and name in used:
             raise RecipeError(f"{path}: needs {what}; give {name}=…")
     filled = cast(dict[str, Any], _filled(study.model_dump(), values))
     folder = Path(path).parent
@@ -133,6 +138,24 @@ def load_study(path: str | Path, given: Sequence[str] = ()) -> Study:
         if part["recipe"] is not None:
             part["recipe"] = str(folder / part["recipe"])
     return Study.model_validate(filled)
+
+
+def _selected(study: Study, path: str | Path, only: Sequence[str]) -> Study:
+    names = [row.name for row in study.rows]
+    chosen: set[str] = set()
+    for pattern in only:
+        found = {name for name in names if _matches(name, pattern)}
+        if not found:
+            raise RecipeError(f"{path}: has no row {pattern!r}; it has {', '.join(map(repr, names))}")
+        chosen |= found
+    chosen |= {row.like for row in study.rows if row.name in chosen and row.like is not None}
+    rows = tuple(row for row in study.rows if row.name in chosen)
+    compare = tuple(pair for pair in study.compare if chosen.issuperset(pair))
+    return study.model_copy(update={"rows": rows, "compare": compare})
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name) is not None
 
 
 def _pair(item: str) -> tuple[str, str]:

@@ -40,7 +40,7 @@ def run_study(
         out: The folder: `study.json`, `models/`, `evaluations/`, and `records/` with a log and a record of each process.
         jobs: Processes at a time.
         common: Arguments of every command, such as `--threads 1`.
-        resume: Whether to go on with what is in the folder, if only with other seeds.
+        resume: Whether to go on with what is in the folder, if only with other seeds or rows.
         tell: Called with the name of what has ended, how many have, and all.
 
     Yields:
@@ -73,7 +73,7 @@ def _before(seeds: tuple[int, ...], unfinished: Set[int]) -> tuple[int, ...]:
 def _open(folder: Path, study: Study, *, resume: bool) -> None:
     path = folder / STUDY
     described: dict[str, Any] = json.loads(json.dumps(study.model_dump()))
-    may_differ = ("expected", "time", "cost", "seeds")
+    may_differ = ("expected", "time", "cost", "seeds", "compare", "rows")  # a row of one name is the same, though
     if path.is_file():
         if not resume:
             raise OutputError(f"{folder}: holds a study already; go on with --resume, or give another --out")
@@ -81,11 +81,16 @@ def _open(folder: Path, study: Study, *, resume: bool) -> None:
             kept = json.loads(path.read_text(encoding="utf-8"))
             before, begun = kept["study"], kept["begun"]
             other = sorted(k for k in described.keys() | before.keys() if described.get(k) != before.get(k))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            rows = {row["name"]: row for row in before["rows"]}
+            changed = [row["name"] for row in described["rows"] if rows.get(row["name"], row) != row]
+            all_rows = list({**rows, **{row["name"]: row for row in described["rows"]}}.values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{path}: is damaged ({error!r}); give another --out") from error
+        if changed:
+            raise InputError(f"{folder}: holds a study with another row {changed[0]!r}; give another --out")
         if other := [name for name in other if name not in may_differ]:
             raise InputError(f"{folder}: holds a study with another {', '.join(other)}; give another --out")
-        write_json({"study": described, "begun": begun}, path)
+        write_json({"study": {**described, "rows": all_rows}, "begun": begun}, path)
         return
     try:
         for name in (MODELS, EVALUATIONS, RECORDS):

@@ -1,7 +1,5 @@
 """How time and memory grow with the text: the slopes of their logarithms against that of the length.
 
-    python -m benchmarks --only scaling [--model small|135m|smollm2|shipped|FOLDER] [--max-tokens 1000000]
-
 1: linear; 2: with the square; 0: not at all. The first lengths, where starting costs more than reading, are part of it.
 The interval is that of the slopes of the rounds, each fitted alone.
 """
@@ -10,45 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-from .common import Budget, Contender, Peak, Report, Setting, has_room, measure, median_interval
-from .models import load_for
-from .peers import Peer, full_attention
-from .reading import OURS, associative, text_of
+from .common import median_interval
 
 
-def run(setting: Setting, peak: Peak) -> Report:
-    """Seconds and peak memory against the length, and a row with the slopes for each contender."""
-    report = Report("scaling", "tokens", ("median_s", "peak_memory_mb"))
-    model = load_for(setting)
-    length = model.memory_config.segment_length
-    budget = Budget(setting, report)
-    peers = [Peer(OURS, lambda ids: model.fold(model.read(ids))), associative(model, setting), full_attention(model)]
-    for size in setting.lengths(max(length, min(1024, setting.max_tokens))):
-        tokens = max(1, size // length) * length
-        ids = text_of(model.view.vocab_size, tokens, setting)
-        running = [
-            peer
-            for peer in peers
-            if (peer.limit is None or tokens <= peer.limit)
-            and has_room(peer.bytes_of(tokens), setting.device)
-            and budget.allows(peer.name, tokens, peer.power, tokens=tokens)
-        ]
-        contenders = [Contender(peer.name, partial(peer.read, ids)) for peer in running]
-        for row in measure(contenders, tokens, setting, peak):
-            budget.took(row["contender"], tokens, row["median_s"])
-            report.rows.append(row)
-    report.rows += [slopes(peer.name, report.rows) for peer in peers]
-    return report
+def all_slopes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of every contender that was measured at two lengths or more."""
+    found = [slopes(name, rows) for name in dict.fromkeys(row["contender"] for row in rows)]
+    return [row for row in found if row["num_lengths"] > 1]
 
 
 def slopes(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The slopes of one contender; None where there are fewer than two lengths."""
     mine = [row for row in rows if row["contender"] == name and "median_s" in row]
     tokens = [row["tokens"] for row in mine]
-    found: dict[str, Any] = {"contender": name, "kind": "slope", "num_lengths": len(mine)}
+    found: dict[str, Any] = {"contender": name, "num_lengths": len(mine)}
     if len(mine) < 2:
         return {**found, "time_slope": None, "memory_slope": None}
     rounds = zip(*(row["seconds"] for row in mine), strict=True)
