@@ -1,6 +1,6 @@
 """All benchmarks of speed and memory, ours beside its peers in one process.
 
-    python -m benchmarks [--only reading,lanes,generation,training,diagonal] [--device cpu] [--out results/FOLDER] [--quick]
+    python -m benchmarks [--only reading,lanes,generation,training,diagonal,scaling] [--device cpu] [--out results/FOLDER] [--quick]
 
 Each writes `<out>/<name>.json` (rows, and what is needed to make them again), its plots, and its part of a README.
 Contenders run by turns, each round in an order of its own, after a warm-up; medians come with their intervals, and beside
@@ -22,9 +22,8 @@ import torch
 
 from .common import SEED, Peak, Setting, provenance
 from .models import SHAPES
-from .slopes import all_slopes
 
-NAMES = ("reading", "lanes", "generation", "training", "diagonal")
+NAMES = ("reading", "lanes", "generation", "training", "diagonal", "scaling")
 QUICK = Setting(model="tiny", max_tokens=64, rounds=2)
 
 
@@ -39,7 +38,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default=Setting.model, help="small, 135m, 1b, smollm2, shipped, or a model folder")
     parser.add_argument("--segment-length", type=int, help="tokens of a segment; not of a model that has its own")
     parser.add_argument("--max-tokens", type=int, default=Setting.max_tokens, help="the longest text")
-    parser.add_argument("--min-tokens", type=int, default=1, help="the shortest, of reading and training")
+    parser.add_argument("--min-tokens", type=int, default=1, help="the shortest, of reading, training and scaling")
     parser.add_argument("--rounds", type=int, default=Setting.rounds, help="runs of each at each length; 6 for 95 %%")
     parser.add_argument(
         "--budget", type=float, default=Setting.budget_s, help="leave out what takes more seconds a run"
@@ -92,8 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         about = provenance(setting, peak)  # before it, since the commit may be another one after hours
         report = import_module(f".{name}", __package__).run(setting, peak)
         document = {"benchmark": name, **about, "rows": report.rows}
-        if name == "reading":
-            document["slopes"] = all_slopes(report.rows)
         if found.out is None or found.json:
             print(json.dumps(document))
         if found.out is None:

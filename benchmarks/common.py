@@ -36,7 +36,7 @@ class Setting:
         rounds: Runs of each contender at each length.
         budget_s: A contender whose next length would take longer is left out from there on, visibly.
         seed: Of weights and texts.
-        min_tokens: Shortest text, of what is measured against the length of a text (reading, training).
+        min_tokens: Shortest text, of what is measured against the length of a text (reading, training, scaling).
         segment_length: S, of SmolLM2 and random models; None: see `models.py`.
         dtype: Of all models, and of the machine's limits.
     """
@@ -137,15 +137,19 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def by_turns(contenders: Sequence[Contender], rounds: int, device: str) -> dict[str, list[float]]:
+def by_turns(
+    contenders: Sequence[Contender], rounds: int, device: str, *, is_warm: bool = False
+) -> dict[str, list[float]]:
     """Seconds of each contender: all once to warm up, then all in every round, so that what slows the machine slows all.
+
+    `is_warm`: they have run already.
 
     Each round has an order of its own: what a contender leaves in the caches is not always the same one's burden (a model
     read 28,600 tokens/s where it always came after Mamba, and 36,000 where it did not).
     """
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     rng = random.Random(SEED)
-    for index in range(rounds + 1):
+    for index in range(int(is_warm), rounds + 1):
         for contender in rng.sample(contenders, len(contenders)):
             took = seconds_of(contender.run, device)
             if contender.after is not None:

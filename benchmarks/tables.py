@@ -43,12 +43,6 @@ def readme(documents: Sequence[dict[str, Any]]) -> str:
             f"matrices at {found['matmul_gflops_per_s']:,} GFLOP/s and reads memory at {found['read_gb_per_s']:,} GB/s.\n",
             table(found["rows"]),
         ]
-        if found.get("slopes"):
-            parts += [
-                "How time and memory grow with the text, slopes of their logarithms against that of its length (1: linear; 2: with the "
-                "square; 0: not at all):\n",
-                table(found["slopes"]),
-            ]
     return "\n".join(parts)
 
 

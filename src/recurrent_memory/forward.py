@@ -186,9 +186,10 @@ def _slots(new: Aligned, text: Segment, starts: Tensor, columns: Tensor, width: 
         return slots
     order = torch.full((width,), -1, dtype=torch.long, device=slots.device)
     order[columns] = torch.arange(columns.numel(), device=slots.device)
-    offset = torch.arange(new.columns.shape[1], device=slots.device)
-    rows = torch.arange(slots.shape[0], device=slots.device)[:, None].expand_as(new.columns)
-    wanted = order[new.columns]
+    came_from = new.columns
+    offset = torch.arange(came_from.shape[1], device=slots.device)
+    rows = torch.arange(slots.shape[0], device=slots.device)[:, None].expand_as(came_from)
+    wanted = order[came_from]
     valid: Bool[Tensor, "B T"] = (offset < new.lengths[:, None]) & (wanted >= 0)
     slots[rows[valid], (starts[:, None] + offset)[valid]] = (rows * columns.numel() + wanted)[valid]
     return slots

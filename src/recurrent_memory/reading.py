@@ -320,8 +320,9 @@ class ReadsInSegments(PreTrainedModel):
 
             def write(rows: slice) -> dict[str, Tensor]:
                 some = _some_rows(state.tensors, rows)
-                for ids in text.input_ids[rows, : count * length].split(length, 1):
-                    some = self.memory.write(view, Segment(ids, lengths[rows], is_full=True), some)
+                for start in range(0, count * length, length):
+                    segment = Segment(text.input_ids[rows, start : start + length], lengths[rows], is_full=True)
+                    some = self.memory.write(view, segment, some)
                 return some
 
             tensors = self._in_pieces(write, len(lengths), length)

@@ -54,12 +54,19 @@ class Aligned:
     Args:
         input_ids: `[B, T]` with each row's tokens first, in order.
         lengths: `[B]` tokens of each row.
-        columns: `[B, T]` the column of the caller's `input_ids` that each token came from.
+        moved_from: `[B, T]` the column of the caller's `input_ids` that each token came from; None: its own.
     """
 
     input_ids: Int[Tensor, "B T"]
     lengths: Int[Tensor, " B"]
-    columns: Int[Tensor, "B T"]
+    moved_from: Int[Tensor, "B T"] | None = None
+
+    @property
+    def columns(self) -> Int[Tensor, "B T"]:
+        """`moved_from`, always as numbers; made when it is asked for, since it is as large as the text."""
+        if self.moved_from is not None:
+            return self.moved_from
+        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device).expand_as(self.input_ids)
 
 
 def check_ids(input_ids: Tensor, vocab_size: int) -> Tensor:
@@ -115,8 +122,7 @@ def align(input_ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"]) -> Aligned:
     lengths = keep.sum(1)
     width = int(lengths.max()) if lengths.numel() else 0
     if bool(keep.all()):
-        columns = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        return Aligned(input_ids, lengths, columns)
+        return Aligned(input_ids, lengths)
     columns = torch.argsort((~keep).to(torch.int8), dim=1, stable=True)[:, :width]
     return Aligned(input_ids.gather(1, columns), lengths, columns)
 

@@ -228,6 +228,28 @@ def test_a_reader_measures_once_which_schedule_is_faster(monkeypatch: pytest.Mon
         MemoryReader(model, schedule="sideways")
 
 
+def test_a_reader_takes_the_faster_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, measured = copy_of(gpt2), []
+    monkeypatch.setattr(schedules, "_measure", lambda *_: measured.append(1) or (1.0, 0.5))
+    read, seen = model.read, []
+
+    def watched(ids: Tensor, memory_state: object, schedule: str) -> object:
+        seen.append(schedule)
+        return read(ids, memory_state=memory_state, schedule=schedule)
+
+    monkeypatch.setattr(model, "read", watched)
+    text = text_of(gpt2, 20 * S)
+    MemoryReader(model, tokens_per_block=8 * S).read(iter(text[: 8 * S - 1]))
+    assert (seen, measured) == (["sequential"], []), "a text that is shorter than a block is not worth a measurement"
+    seen.clear()
+    state = MemoryReader(model, tokens_per_block=8 * S).read(iter(text))
+    assert (seen, measured) == (["diagonal"] * 3, [1])
+    assert_same_state(state, read(torch.tensor([text])), gpt2.tolerance)
+    seen.clear()
+    MemoryReader(model, tokens_per_block=8 * S, schedule="sequential").read(iter(text))
+    assert (seen, measured) == (["sequential"] * 3, [1])
+
+
 # ---------------------------------------------------------------------- which schedule
 
 

@@ -41,7 +41,7 @@ def read(
     schedule: Annotated[
         str,
         typer.Option("--schedule", help="sequential; diagonal, for memories in every layer; auto: the faster one."),
-    ] = "sequential",
+    ] = "auto",
     fast: Fast = "auto",
     as_json: Json = False,
     device: Device = "auto",

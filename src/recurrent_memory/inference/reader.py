@@ -20,7 +20,7 @@ from .journal import Conditions, Interrupted, Journal
 from .lanes import Lanes, check_finite
 from .peak_memory import peak_rss_mb
 from .progress import Progress, make_progress
-from .schedule import checked_schedule, chosen_schedule
+from .schedule import AUTO, checked_schedule, chosen_schedule
 from .token_feed import TokenFeed
 from .token_source import TokenSource
 from .tokenize_stream import TokenStreamer
@@ -89,8 +89,9 @@ class MemoryReader:
         progress: Whether to show tokens, tokens/s and time left on stderr.
         save_every_s: Seconds between two saves of an unfinished reading.
         tokens_per_block: Tokens that the model is given at a time (rounded to whole segments, at least one).
-        schedule: See `RecurrentMemoryModel.read`. What `auto` finds faster is kept to through a reading, its resumption
-            included. Texts in lanes are read one segment after the other.
+        schedule: See `RecurrentMemoryModel.read`. `auto` measures where there is a block of tokens or more to read, once for a
+            model; what it finds faster is kept to through a reading, its resumption included. `sequential` for a memory that is
+            the same in its last digits whatever else the machine does. Texts in lanes are read one segment after the other.
         notify: Gets a line where something is found that a person should know; by default it is logged.
 
     Example:
@@ -107,7 +108,7 @@ class MemoryReader:
         progress: bool = False,
         save_every_s: float = 60.0,
         tokens_per_block: int = TOKENS_PER_BLOCK,
-        schedule: str = "sequential",
+        schedule: str = AUTO,
         notify: Callable[[str], None] | None = None,
     ) -> None:
         if not save_every_s >= 0:
@@ -189,8 +190,9 @@ class MemoryReader:
         base = self._base(append_to)
         kept = _advising(journal)
         with kept, closing(text.feed()) as feed, showing(self.progress) as bar, evaluating(self.model):
-            schedule = chosen_schedule(self.model, self.schedule, self.tokens_per_block // self._segment_length)
-            conditions = Conditions.of(self.model, self.tokens_per_block, schedule)
+            if self.schedule != AUTO:
+                chosen_schedule(self.model, self.schedule, self.tokens_per_block // self._segment_length)
+            conditions = Conditions.of(self.model, self.tokens_per_block, self.schedule)
             interrupted = journal.interrupted(self.model, conditions) if journal is not None and resume else None
             point = _Point(base, 0, hashlib.sha256())
             if interrupted is not None:
@@ -259,6 +261,8 @@ class MemoryReader:
         saved_at = time.monotonic()
         try:
             while (block := feed.take(conditions.tokens_per_block)).numel():
+                if conditions.schedule == AUTO:
+                    conditions = replace(conditions, schedule=self._faster_schedule(block.numel()))
                 point = point.after(self._read_block(block, point.state, point.tokens, conditions.schedule), block)
                 bar.update(point.tokens, text.fraction(point.tokens))
                 if journal is not None and time.monotonic() - saved_at >= self.save_every_s:
@@ -276,6 +280,12 @@ class MemoryReader:
                 "go on with the same command and --resume"
             ) from None
         return point
+
+    def _faster_schedule(self, tokens: int) -> str:
+        """For a text whose first block has so many tokens; one that is shorter than a block is not worth a measurement."""
+        if tokens < self.tokens_per_block:
+            return "sequential"
+        return chosen_schedule(self.model, AUTO, tokens // self._segment_length)
 
     def _read_block(
         self, block: Int[Tensor, " T"], state: MemoryState, tokens_before: int, schedule: str

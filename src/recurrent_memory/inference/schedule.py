@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..reading import ReadsInSegments
     from .diagonal import Diagonals
 
-SCHEDULES = ("auto", "sequential", "diagonal")
+AUTO = "auto"
+SCHEDULES = (AUTO, "sequential", "diagonal")
 _KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 
