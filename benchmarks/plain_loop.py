@@ -49,8 +49,8 @@ def memory_difference(ours: Tensor, plain: Tensor, *, is_exact: bool = True) -> 
     """How far two memories are apart: the largest difference, of the plain loop's largest number.
 
     Args:
-        ours: `[B, …]`.
-        plain: The other's, such as the plain loop's.
+        ours: `[B, M, D]`.
+        plain: The plain loop's.
         is_exact: Whether they are to be the same but for rounding, which may turn over a sign here and there.
 
     Raises:
@@ -59,7 +59,7 @@ def memory_difference(ours: Tensor, plain: Tensor, *, is_exact: bool = True) -> 
     difference, largest = (ours - plain).abs(), plain.abs().max()
     share = float((difference > 0.01 * largest).double().mean())
     if is_exact and plain.dtype in (torch.float32, torch.float64) and share > 0.01:
-        raise RuntimeError(f"the two do not compute the same: {share:.1%} of their memories differ")
+        raise RuntimeError(f"ours and the plain loop do not compute the same: {share:.1%} of their memories differ")
     return float((difference.max() / largest).detach())
 
 

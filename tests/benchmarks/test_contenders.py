@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from benchmarks import plain_loop
+from benchmarks import diagonal, plain_loop
+from benchmarks.common import Setting
 from benchmarks.generation import FullAttention
 from benchmarks.models import SHAPES, associative_like, llama, load, mamba_like, num_parameters
 from benchmarks.peers import PACKAGE, full_attention, kv_bytes, lucidrains, mamba, sliding_window
@@ -46,6 +47,17 @@ def test_the_associative_one_has_the_same_backbone_and_remembers() -> None:
     kept = [other.read(ids).tensors["A"] for ids in (first, second)]
     assert kept[0].abs().max() > 0
     assert not torch.equal(*kept)
+
+
+def test_diagonals_that_write_another_memory_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = diagonal.build("associative", 2, 16, S, Setting()), ids_of(20 * S)
+    diagonal.check_same(model, ids)
+    read = diagonal.read
+    monkeypatch.setattr(
+        diagonal, "read", lambda model, ids, schedule: read(model, ids + (schedule == "diagonal"), "sequential")
+    )
+    with pytest.raises(RuntimeError, match="the diagonals do not write the same memory"):
+        diagonal.check_same(model, ids % (VOCAB - 1))
 
 
 def test_another_memory_is_not_taken_for_the_same() -> None:

@@ -23,7 +23,9 @@ def study(
     row: Annotated[
         list[str] | None,
         typer.Option(
-            "--row", metavar="NAME", help="Only this row, * for anything in its name; more than once for several."
+            "--row",
+            metavar="NAME",
+            help="Only this row, and a table of it, * for anything in its name; more than once for several.",
         ),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Trainings, and evaluations, at a time.")] = 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -144,7 +145,7 @@ def _selected(study: Study, path: str | Path, only: Sequence[str]) -> Study:
     names = [row.name for row in study.rows]
     chosen: set[str] = set()
     for pattern in only:
-        found = {name for name in names if _matches(name, pattern)}
+        found = {name for name in names if fnmatchcase(name, pattern)}
         if not found:
             raise RecipeError(f"{path}: has no row {pattern!r}; it has {', '.join(map(repr, names))}")
         chosen |= found
@@ -152,10 +153,6 @@ def _selected(study: Study, path: str | Path, only: Sequence[str]) -> Study:
     rows = tuple(row for row in study.rows if row.name in chosen)
     compare = tuple(pair for pair in study.compare if chosen.issuperset(pair))
     return study.model_copy(update={"rows": rows, "compare": compare})
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name) is not None
 
 
 def _pair(item: str) -> tuple[str, str]:

@@ -83,7 +83,7 @@ def _open(folder: Path, study: Study, *, resume: bool) -> None:
             other = sorted(k for k in described.keys() | before.keys() if described.get(k) != before.get(k))
             rows = {row["name"]: row for row in before["rows"]}
             changed = [row["name"] for row in described["rows"] if rows.get(row["name"], row) != row]
-            all_rows = list({**rows, **{row["name"]: row for row in described["rows"]}}.values())
+            all_rows = list((rows | {row["name"]: row for row in described["rows"]}).values())
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{path}: is damaged ({error!r}); give another --out") from error
         if changed:
