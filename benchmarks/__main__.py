@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from recurrent_memory.files import atomic_write
+
 from .common import SEED, Peak, Setting, provenance
 from .models import SHAPES
 
@@ -99,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from .tables import write_readme
 
         found.out.mkdir(parents=True, exist_ok=True)
-        (found.out / f"{name}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+        with atomic_write(found.out / f"{name}.json") as part:
+            part.write_text(json.dumps(document, indent=1), encoding="utf-8")
         plot(report, found.out)
         write_readme(found.out)
 

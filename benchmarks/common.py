@@ -45,7 +45,7 @@ class Setting:
     device: str = "cpu"
     max_tokens: int = 65_536
     rounds: int = 5
-    budget_s: float = 6.0
+    budget_s: float = 3.0
     seed: int = SEED
     min_tokens: int = 1
     segment_length: int | None = None

@@ -26,6 +26,7 @@ SEQUENTIAL, DIAGONAL = "sequential", "diagonal"
 SEGMENTS = 32
 NUM_MEMORY_TOKENS = 16
 CHECKED_SEGMENTS = 16
+Took = dict[tuple[int, str], tuple[int, float]]  # (segment length, schedule) → layers × width², seconds
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 
 
@@ -33,10 +34,10 @@ def run(setting: Setting, peak: Peak) -> Report:
     """How many times as fast the diagonals are, against the tokens of a segment."""
     report = Report("diagonal", "segment_length", ("times_sequential", "tokens_per_s", "peak_memory_mb"))
     sizes, lengths = _sizes(setting)
-    for kind, (layers, width) in product(KINDS, sizes):
-        budget = Budget(setting, report)
-        for length in lengths:
-            report.rows += _rows(kind, layers, width, length, setting, peak, budget)
+    for kind in KINDS:
+        smaller: Took = {}
+        for (layers, width), length in product(sizes, lengths):
+            report.rows += _rows(kind, layers, width, length, setting, peak, Budget(setting, report), smaller)
     return report
 
 
@@ -50,21 +51,25 @@ def _sizes(setting: Setting) -> tuple[list[tuple[int, int]], list[int]]:
 
 
 def _rows(
-    kind: str, layers: int, width: int, length: int, setting: Setting, peak: Peak, budget: Budget
+    kind: str, layers: int, width: int, length: int, setting: Setting, peak: Peak, budget: Budget, smaller: Took
 ) -> list[dict[str, Any]]:
+    """Both schedules. `smaller`: the last size that was measured with such segments; this one takes its place."""
     name = f"{kind}, {layers} layers of {width}"
+    work = layers * width**2
     segments = max(1, min(SEGMENTS, setting.max_tokens // length))
     where = {"segment_length": length, "segments": segments}
     names = {schedule: f"{name}, {schedule}" for schedule in (SEQUENTIAL, DIAGONAL)}
-    if not all(budget.allows(named, segments * length, **where) for named in names.values()):
+    for schedule, named in names.items():
+        if (length, schedule) in smaller:
+            budget.took(named, *smaller[length, schedule])
+    if not all(budget.allows(named, work, **where) for named in names.values()):
         return []
     model = build(kind, layers, width, length, setting)
     ids = text_of(model.view.vocab_size, segments * length, setting)
     check_same(model, ids)
     contenders = [Contender(names[schedule], partial(read, model, ids, schedule)) for schedule in names]
     rows = measure(contenders, segments * length, setting, peak, **where)
-    for row in rows:
-        budget.took(row["contender"], segments * length, row["median_s"])
+    smaller |= {(length, schedule): (work, row["median_s"]) for schedule, row in zip(names, rows, strict=True)}
     add_ratios(rows, names[SEQUENTIAL], "times_sequential")
     states = [read(model, ids, schedule) for schedule in names]
     rows[1]["memory_difference_from_sequential"] = difference(states[1], states[0])
