@@ -1,6 +1,6 @@
 """All benchmarks of speed and memory, ours beside its peers in one process.
 
-    python -m benchmarks [--only reading,lanes,generation,training,diagonal,scaling] [--device cpu] [--out results/FOLDER] [--quick]
+    python -m benchmarks [--only reading,lanes,generation,writing,training,diagonal,scaling] [--device cpu] [--out FOLDER] [--quick]
 
 Each writes `<out>/<name>.json` (rows, and what is needed to make them again), its plots, and its part of a README.
 Contenders run by turns, each round in an order of its own, after a warm-up; medians come with their intervals, and beside
@@ -25,7 +25,7 @@ from recurrent_memory.files import atomic_write
 from .common import SEED, Peak, Setting, provenance
 from .models import SHAPES
 
-NAMES = ("reading", "lanes", "generation", "training", "diagonal", "scaling")
+NAMES = ("reading", "lanes", "generation", "writing", "training", "diagonal", "scaling")
 QUICK = Setting(model="tiny", max_tokens=64, rounds=2)
 
 

@@ -38,7 +38,7 @@ def run(setting: Setting, peak: Peak) -> Report:
             for name, use_cache in ((OURS, True), (ANEW, False))
         ]
         kept[FULL] = kv_bytes(model, tokens_read + length)
-        if _can_attend(model, tokens_read + length, setting, report):
+        if can_attend(model, tokens_read + length, setting, report, tokens_read=tokens_read):
             full = FullAttention(model, tokens_read, length)
             contenders.append(Contender(FULL, full.write, full.undo))
         running = [
@@ -95,13 +95,14 @@ class FullAttention:
         self.cache.crop(-self.count)
 
 
-def _can_attend(model: RecurrentMemoryModel, tokens: int, setting: Setting, report: Report) -> bool:
+def can_attend(model: RecurrentMemoryModel, tokens: int, setting: Setting, report: Report, **where: int) -> bool:
+    """Whether full attention has positions and room for so many tokens; a row of the report where it has not."""
     limit = model.view.max_row_length()
     if limit is not None and tokens > limit:
-        report.skip(FULL, f"its backbone has positions for {limit:,} tokens", tokens_read=tokens)
+        report.skip(FULL, f"its backbone has positions for {limit:,} tokens", **where)
         return False
     needed = 2 * kv_bytes(model, tokens)
     if not has_room(needed, setting.device):
-        report.skip(FULL, f"it needs about {needed / 1e9:.1f} GB, more than half of what is free", tokens_read=tokens)
+        report.skip(FULL, f"it needs about {needed / 1e9:.1f} GB, more than half of what is free", **where)
         return False
     return True

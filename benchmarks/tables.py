@@ -11,6 +11,7 @@ COLUMNS = {
     "texts": "texts",
     "tokens": "tokens",
     "tokens_read": "tokens read",
+    "tokens_written": "tokens written",
     "segment_length": "tokens a segment",
     "segments": "segments",
     "tokens_per_s": "tokens/s",

@@ -49,7 +49,7 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "writing"])
 @pytest.mark.filterwarnings("ignore")  # Mamba says that its fast kernels are not there
 def test_a_benchmark(name: str, tmp_path: Path) -> None:
     found = run(name, tmp_path)
@@ -105,9 +105,9 @@ def test_without_a_folder_json_is_printed(capsys: pytest.CaptureFixture[str]) ->
 
 def test_what_cannot_be_run(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["--only", "reading,writing"])
+        main(["--only", "reading,writhing"])
     assert (
-        "--only writing: not a benchmark; choose from reading,lanes,generation,training,diagonal,scaling"
+        "--only writhing: not a benchmark; choose from reading,lanes,generation,writing,training,diagonal,scaling"
         in capsys.readouterr().err
     )
     with pytest.raises(SystemExit):

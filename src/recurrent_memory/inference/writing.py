@@ -96,33 +96,70 @@ def write_text(
         GenerationError: if there is nothing to continue, or the model does not write text.
         ConfigError: if `max_new_tokens` is not positive.
     """
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
-    if isinstance(model.view, EncoderBackbone | Seq2SeqBackbone):
-        raise GenerationError(f"a model of the family {model.view.family!r} does not continue a text; use a decoder")
-    if state.batch_size != 1:
-        raise GenerationError(f"the state holds {state.batch_size} texts; choose one of them: state[0]")
-    sampling = sampling or Sampling()
+    _check(model, state, max_new_tokens)
     pending = state.pending[0, : int(state.pending_lengths[0])].tolist()
     decoder = IncrementalDecoder(tokenizer, pending)
     ends: frozenset[int] = frozenset() if ignore_eos else eos_ids(model, tokenizer)
-    config = _generation_config(sampling, ends, tokenizer)
+    made, state = write_tokens(
+        model,
+        state,
+        lambda token: emit(decoder.push(token)) if token not in ends else None,
+        _generation_config(sampling or Sampling(), ends, tokenizer),
+        max_new_tokens=max_new_tokens,
+    )
+    emit(decoder.flush())
+    return made, state
+
+
+def write_tokens(
+    model: RecurrentMemoryModel,
+    state: MemoryState,
+    take: Callable[[int], None],
+    config: Any,
+    *,
+    max_new_tokens: int | None = None,
+) -> tuple[int, MemoryState]:
+    """`write_text` without its text: tokens, until one that ends it.
+
+    Args:
+        model: The decoder.
+        state: One row, with something pending, as after every reading.
+        take: Gets each token as it is made.
+        config: A `GenerationConfig`: how tokens are chosen, and in a list of `eos_token_id` which of them end it.
+        max_new_tokens: Where to stop at the latest; None: nowhere.
+
+    Returns:
+        How many tokens were made, and the state after them.
+
+    Raises:
+        GenerationError: if there is nothing to continue, or the model does not write text.
+        ConfigError: if `max_new_tokens` is not positive.
+    """
+    _check(model, state, max_new_tokens)
+    ends: frozenset[int] = frozenset(config.eos_token_id or ())
     made = 0
     with evaluating(model):
         prompt, before = prompt_from_pending(state)
         opened = OpenState(model, before) if OpenState.is_possible(model) else None
         while True:
             wanted = min(TOKENS_AT_A_TIME, max_new_tokens - made) if max_new_tokens is not None else TOKENS_AT_A_TIME
-            tap = WithoutPrompt(_Tap(lambda token: emit(decoder.push(token)) if token not in ends else None))
+            tap = WithoutPrompt(_Tap(take))
             new = model.generate(prompt, config, opened or before, max_new_tokens=wanted, streamer=tap)
             made += new.shape[1] - 1
             if made == max_new_tokens or int(new[0, -1]) in ends:
                 break
             before = opened.state if opened is not None else model.read(new[:, :-1], memory_state=before)
             prompt = new[:, -1:]
-        state = model.read(new, memory_state=before)
-    emit(decoder.flush())
-    return made, state
+        return made, model.read(new, memory_state=before)
+
+
+def _check(model: RecurrentMemoryModel, state: MemoryState, max_new_tokens: int | None) -> None:
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if isinstance(model.view, EncoderBackbone | Seq2SeqBackbone):
+        raise GenerationError(f"a model of the family {model.view.family!r} does not continue a text; use a decoder")
+    if state.batch_size != 1:
+        raise GenerationError(f"the state holds {state.batch_size} texts; choose one of them: state[0]")
 
 
 def _generation_config(sampling: Sampling, ends: frozenset[int], tokenizer: Any) -> Any:
