@@ -107,7 +107,7 @@ def test_going_on_and_beginning_anew(rmt: Any, recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("task.name=sing", "task: Value error, 'sing' is not a task; there are detect, memorize"),
+        ("task.name=sing", "task: 'sing' is not a task; there are detect, memorize"),
         ("task.noise=missing", "noise missing: no such path"),
         ("task.options={colour: red}", "does not take the options ['colour']"),
         ("task.partial=2", "task.partial: Input should be less than or equal to 1"),

@@ -208,6 +208,39 @@ def test_a_stage_that_had_ended_is_not_run_again(tmp_path: Path, monkeypatch: py
     assert torch.equal(again.memory.initial_memory, model.memory.initial_memory)
 
 
+def test_a_training_goes_on_where_its_folder_was_moved_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up(monkeypatch, [0.9, 0.1, 0.2, 0.3])
+    curriculum = Curriculum((Stage(1, 4), Stage(2, 4)))
+    run(tmp_path / "before", Curriculum(curriculum.stages[:1]))
+    (tmp_path / "before").rename(tmp_path / "after")
+    _, results, watch = run(tmp_path / "after", curriculum, resume=True)
+    assert torch.equal(watch.starts[0], memory_of(tmp_path / "after/stage-1-segments-1/checkpoint-2"))
+    assert [Path(result.checkpoint).is_dir() for result in results] == [True, True]
+
+
+def test_a_resumed_training_logs_what_a_whole_one_does(tmp_path: Path) -> None:
+    """Also where a checkpoint falls between two rows of the log: the sums of a row are not in it."""
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 7:
+                raise KeyboardInterrupt
+
+    def log_of(out: Path, *callbacks: TrainerCallback, resume: bool = False) -> list[dict[str, Any]]:
+        train_curriculum(
+            copy_model(), arguments(out, eval_steps=5, logging_steps=2), examples=CopyTask(),
+            curriculum=Curriculum((Stage(2, 10),)), num_eval_examples=4, callbacks=callbacks, resume=resume,
+        )  # fmt: skip
+        rows = json.loads((out / "stage-1-segments-2/checkpoint-10/trainer_state.json").read_text())["log_history"]
+        return [{k: row[k] for k in ("step", "loss", "accuracy", "eval_loss") if k in row} for row in rows]
+
+    whole = log_of(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        log_of(tmp_path / "stopped", Stop())
+    assert log_of(tmp_path / "stopped", resume=True) == whole
+    assert [row["step"] for row in whole if "loss" in row] == [2, 4, 5, 6, 8, 10]
+
+
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, [0.1] * 9)
     run(tmp_path, Curriculum.of([1], max_steps=2))

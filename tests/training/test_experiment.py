@@ -253,6 +253,48 @@ def test_the_trainer_gets_the_settings(tmp_path: Path, monkeypatch: pytest.Monke
     assert (args.lr_scheduler_type, args.optim) == ("linear", "adamw_torch_fused")
 
 
+def test_a_number_of_stages_is_one_more_segment_in_each(tmp_path: Path) -> None:
+    assert [stage.num_segments for stage in load_experiment(written(tmp_path, stages=4)).plan().planned()] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+    for value in (0, True):
+        with pytest.raises(RecipeError, match="stages"):
+            load_experiment(written(tmp_path, stages=value))
+
+
+def test_losses_go_to_the_trackers_that_are_named(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    torch.set_num_threads(1)
+    copy_model().backbone.save_pretrained(tmp_path / "backbone")
+    path = written(
+        tmp_path,
+        backbone=str(tmp_path / "backbone"),
+        out=str(tmp_path / "model"),
+        stages=[1],
+        report_to=["tensorboard"],
+    )
+    run_experiment(load_experiment(path), AnyLengthTask(), use_cpu=True, dataloader_pin_memory=False, disable_tqdm=True)
+    (events,) = (tmp_path / "model.run").rglob("events.out.tfevents.*")
+    logged = EventAccumulator(str(events.parent)).Reload()
+    assert {"train/loss", "train/accuracy", "eval/loss", "eval/accuracy"} <= set(logged.Tags()["scalars"])
+    assert [event.step for event in logged.Scalars("train/loss")] == [2]
+    assert load_experiment(written(tmp_path, report_to=[])).arguments(use_cpu=True).report_to == []
+
+
+def test_trackers_that_cannot_be_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match="report_to: 'wandbb' is no tracker of the Trainer; choose from azure_ml, "):
+        load_experiment(written(tmp_path, report_to=["wandbb"]))
+    monkeypatch.setattr(module, "get_available_reporting_integrations", list)
+    with pytest.raises(
+        RecipeError, match="report_to: the package of wandb is not installed; install it, or leave wandb"
+    ):
+        load_experiment(written(tmp_path, report_to=["wandb"]))
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="is about machines without an accelerator")
 def test_bf16_needs_no_accelerator(tmp_path: Path) -> None:
     args = load_experiment(written(tmp_path, precision="bf16")).arguments()

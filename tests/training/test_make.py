@@ -40,8 +40,18 @@ def test_a_stage_ends_at_its_target(tmp_path: Path) -> None:
     assert make(recipe(tmp_path, stages=stages, checkpoint_every_s=60))["steps"] == 100
 
 
+def test_a_training_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    stages = [{**STAGE, "max_steps": 2}]
+    (tmp_path / "model.run/stage-1").mkdir(parents=True)
+    resumed = make(recipe(tmp_path, stages=stages), resume=True)
+    whole = make(recipe(tmp_path, stages=stages, out=str(tmp_path / "whole")))
+    assert resumed["steps"] == whole["steps"] == 2
+    one, other = weights(tmp_path / "model"), weights(tmp_path / "whole")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_nothing_to_resume_and_no_noise_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no checkpoint to resume from"):
+    with pytest.raises(RecipeError, match="there is nothing to resume; train without --resume"):
         make(recipe(tmp_path), resume=True)
     with pytest.raises(InputError, match="noise is empty"):
         make(recipe(tmp_path, noise=[]))

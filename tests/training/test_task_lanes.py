@@ -17,6 +17,7 @@ from recurrent_memory.training.curriculum import Curriculum, Stage, train_curric
 from recurrent_memory.training.lane_trainer import LaneTrainer
 from recurrent_memory.training.task_examples import TaskExamples
 from recurrent_memory.training.task_lanes import Carried, TaskLanes
+from recurrent_memory.training.trainer import RecurrentMemoryTrainer
 from tiny_models import prose, tiny_model, tiny_tokenizer
 from training.copy_task import arguments
 
@@ -322,6 +323,20 @@ def test_a_carried_stage_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest
         assert torch.equal(resumed[name], weight), name
 
 
+def test_lanes_are_where_the_trainer_has_put_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another dtype stands for another device."""
+    begin = RecurrentMemoryTrainer.__init__
+
+    def moves(trainer: RecurrentMemoryTrainer, model: RecurrentMemoryModel, *args: Any, **settings: Any) -> None:
+        begin(trainer, model.double(), *args, **settings)
+
+    monkeypatch.setattr(RecurrentMemoryTrainer, "__init__", moves)
+    trainer = LaneTrainer(
+        model_of().float(), arguments(tmp_path), examples=examples_of("detect"), num_segments=2, carried=Carried(8.0)
+    )
+    assert {tensor.dtype for tensor in trainer.lanes.state.tensors.values()} == {torch.float64}
+
+
 def test_a_carried_stage_that_cannot_be_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"start it without torchrun, with batch.parts: 1"):
         train_curriculum(
@@ -340,6 +355,15 @@ def test_a_carried_stage_that_cannot_be_is_named(tmp_path: Path) -> None:
                 examples=ending if stages is STAGES.stages else examples_of("detect"),
                 curriculum=Curriculum(stages),
             )
+    waits = (STAGES.stages[0], replace(STAGES.stages[1], carried=Carried(8.0, wait=True)))
+    with pytest.raises(ConfigError, match="wait: the facts of 'memorize' begin a text"):
+        train_curriculum(
+            model_of(), arguments(tmp_path / "c"), examples=examples_of("memorize"), curriculum=Curriculum(waits)
+        )
+    with pytest.raises(ConfigError, match=r"with batch.parts: 1"):  # of the second stage, before the first
+        train_curriculum(
+            model_of(), arguments(tmp_path / "c", gradient_accumulation_steps=2), examples=examples_of("detect"), curriculum=STAGES
+        )  # fmt: skip
     assert not (tmp_path / "c").exists()
     with pytest.raises(ConfigError, match="lifetime=0.5 and first_segments=4 of carried lanes must be at least 1"):
         Carried(0.5)

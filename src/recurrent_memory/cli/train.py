@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -88,6 +89,8 @@ def _train_experiment(common: Common, path: str, overrides: list[str], *, resume
     changes = _device_settings(common.device)
     with _stage_bar() as report:
         _, results = run_experiment(loaded, resume=resume, report=report, disable_tqdm=True, **changes)
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        return
     rows = [asdict(result) for result in results]
     lines = [
         f"{row['num_segments']} segments: {row['num_steps']} steps, held-out accuracy {_measured(row['accuracy'])}, "

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..inference.asking import ask
-from ..inference.reader import MemoryReader
+from ..inference.reader import MemoryReader, evaluating
 from ..model import RecurrentMemoryModel
 from ..tasks.babilong import LongSample, babilong_match, iter_babilong, task_labels
 from ..tasks.scoring import exact_match
@@ -76,7 +76,7 @@ def evaluate_dataset(
 
     rows: list[Row] = []
     started, tokens = time.monotonic(), 0
-    with open_folder(folder, settings, resume=resume):
+    with open_folder(folder, settings, resume=resume), evaluating(model):
         for name, length, count in zip(lengths, numbers, samples, strict=True):
             kept = folder / ROWS / f"{name}.json"
             if not kept.is_file():

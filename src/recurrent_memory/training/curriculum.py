@@ -23,10 +23,10 @@ from .bptt import Backpropagation
 from .checkpoint import load_weights
 from .examples import SegmentedExamples
 from .frozen_weights import cast_once
-from .lane_trainer import LaneTrainer
+from .lane_trainer import LaneTrainer, check_lanes
 from .reporting import Report, RowsCallback, report_rows
 from .task_examples import TaskExamples
-from .task_lanes import Carried, check_endless
+from .task_lanes import Carried, check_endless, check_waits
 from .trainer import RecurrentMemoryTrainer
 
 RECORD = "curriculum.json"
@@ -185,7 +185,7 @@ def train_curriculum(
         stage if stage.examples is not None else replace(stage, examples=examples) for stage in curriculum.planned()
     ]
     for stage in stages:
-        _check_lanes(stage)
+        _check_lanes(stage, model, args)
     done = _read_record(out)
     folders = [out / f"stage-{index + 1}-segments-{stage.num_segments}" for index, stage in enumerate(stages)]
     if not resume and (done or any(folder.exists() for folder in folders)):
@@ -232,13 +232,16 @@ def train_curriculum(
     return done
 
 
-def _check_lanes(stage: Stage) -> None:
+def _check_lanes(stage: Stage, model: RecurrentMemoryModel, args: TrainingArguments) -> None:
+    """Before the first stage, what its own would refuse hours later."""
     if stage.carried is None:
         return
     if not isinstance(stage.examples, TaskExamples):
         raise ConfigError("carried lanes are made from tasks; give examples=TaskExamples(…), or leave carried out")
     made = stage.examples
     check_endless(made.max_tokens, made.question_apart, made.unanswerable)
+    check_waits(stage.carried, made)
+    check_lanes(model, args, stage.carried)
 
 
 def _trainer(
@@ -290,6 +293,8 @@ def _read_record(out: Path) -> list[StageResult]:
     if not path.is_file():
         return []
     try:
-        return [StageResult(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        done = [StageResult(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{path}: is not the record of a curriculum ({error}); give another output_dir") from error
+    # The folder may have been moved since it was written.
+    return [replace(result, checkpoint=str(out.joinpath(*Path(result.checkpoint).parts[-2:]))) for result in done]

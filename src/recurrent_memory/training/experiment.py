@@ -15,7 +15,8 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, field_validator, model_validator
 from transformers import TrainingArguments
-from transformers.integrations import is_tensorboard_available
+from transformers.integrations import get_available_reporting_integrations, is_tensorboard_available
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import set_seed
 
 from ..config import MemoryConfig
@@ -61,7 +62,8 @@ class Experiment(Strict):
         lora: The adapter; only with trained: lora.
         curriculum: False: trains at the last stage's number of segments from the start.
         random_num_segments: Whether every step draws a number of segments from 1 to its stage's; False: it is the stage's.
-        stages: The stages; a bare number is a number of segments.
+        stages: The stages; a bare number is a number of segments. A number in place of a list: from one segment to so many, one more
+            in each stage.
         max_steps: Of a stage that names no limit of its own.
         target_accuracy: Of a stage that names none of its own.
         backpropagation: Which gradient is taken, and how.
@@ -72,6 +74,7 @@ class Experiment(Strict):
             device does not hold with their optimizer; needs a memory.
         eval_every: Steps between measurements, each with a checkpoint.
         num_eval_examples: Held-out examples that are measured on.
+        report_to: Trackers of the Trainer, such as [tensorboard, wandb], whose packages must be there; None: TensorBoard, where it is.
         seed: Of everything that is drawn.
         out: The folder of the model; logs and checkpoints go to `<out>.run`.
         save_backbone: False: what is as in the backbone is left out of the model's folder, and loaded from the backbone with
@@ -103,6 +106,7 @@ class Experiment(Strict):
     fsdp: bool = False
     eval_every: int = Field(100, ge=1)
     num_eval_examples: int = Field(64, ge=1)
+    report_to: tuple[str, ...] | None = None
     seed: int = 0
     out: str
     save_backbone: bool = True
@@ -113,10 +117,24 @@ class Experiment(Strict):
         MemoryConfig.from_dict(value)
         return value
 
+    @field_validator("report_to")
+    @classmethod
+    def _trackers_are_known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in value or ():
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise ConfigError(
+                    f"{name!r} is no tracker of the Trainer; choose from {', '.join(sorted(INTEGRATION_TO_CALLBACK))}"
+                )
+            if name not in get_available_reporting_integrations():
+                raise ConfigError(f"the package of {name} is not installed; install it, or leave {name} out")
+        return value
+
     @field_validator("stages", mode="before")
     @classmethod
     def _numbers_are_stages(cls, value: Any) -> Any:
-        if not isinstance(value, list | tuple):
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            value = range(1, value + 1)
+        if not isinstance(value, list | tuple | range):
             return value
         return [{"num_segments": stage} if isinstance(stage, int) else stage for stage in value]  # pyright: ignore[reportUnknownVariableType]
 
@@ -206,9 +224,14 @@ class Experiment(Strict):
             "logging_steps": max(1, self.eval_every // 10),
             "save_total_limit": 2,
             "seed": self.seed,
-            "report_to": ["tensorboard"] if is_tensorboard_available() else [],
+            "report_to": self._trackers(),
         }
         return TrainingArguments(**(values | changes))
+
+    def _trackers(self) -> list[str]:
+        if self.report_to is None:
+            return ["tensorboard"] if is_tensorboard_available() else []
+        return list(self.report_to)
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -368,11 +391,11 @@ def run_experiment(
             report=report,
             resume=resume,
         )
-    model.eval()
-    weights = whole_weights(model)
-    if args.process_index == 0:
-        backbone = None if experiment.save_backbone else experiment.backbone
-        model.save_pretrained(experiment.out, backbone=backbone, state_dict=weights)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(experiment.out)
+        model.eval()
+        weights = whole_weights(model)
+        if args.process_index == 0:
+            backbone = None if experiment.save_backbone else experiment.backbone
+            model.save_pretrained(experiment.out, backbone=backbone, state_dict=weights)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(experiment.out)
     return model, results

@@ -20,6 +20,20 @@ from .trainer import RecurrentMemoryTrainer
 LANES_FILE = "lanes.json"
 
 
+def check_lanes(model: RecurrentMemoryModel, args: TrainingArguments, carried: Carried) -> None:
+    """Refuse what lanes cannot be trained with.
+
+    Raises:
+        ConfigError: if several processes were started, a batch has several parts, or the memory is not one that can be kept.
+    """
+    if args.world_size > 1 or args.gradient_accumulation_steps > 1:
+        raise ConfigError(
+            "lanes are carried in one process, a batch in one part; start it without torchrun, with batch.parts: 1"
+        )
+    if carried.keep:
+        check_keeps(model)
+
+
 class LaneTrainer(RecurrentMemoryTrainer):
     """Trains on carried lanes, one for each row of the batch; held-out accuracy is that of drawn examples.
 
@@ -47,11 +61,9 @@ class LaneTrainer(RecurrentMemoryTrainer):
         first_step: int = 0,
         **settings: Any,
     ) -> None:
-        if args.world_size > 1 or args.gradient_accumulation_steps > 1:
-            raise ConfigError(
-                "lanes are carried in one process, a batch in one part; start it without torchrun, with batch.parts: 1"
-            )
-        self.lanes = TaskLanes(
+        check_lanes(model, args, carried)
+        super().__init__(model, args, examples=examples, num_segments=num_segments, first_step=first_step, **settings)
+        self.lanes = TaskLanes(  # where the Trainer has put the model
             model,
             examples,
             carried,
@@ -59,10 +71,7 @@ class LaneTrainer(RecurrentMemoryTrainer):
             num_segments=num_segments,
             seed=f"{args.seed}/{first_step}" if first_step else args.seed,
         )
-        if carried.keep:
-            check_keeps(model)
         self._weight, self._kept = carried.keep, list[float]()
-        super().__init__(model, args, examples=examples, num_segments=num_segments, first_step=first_step, **settings)
         self.train_dataset = cast(Any, _Counted(args.max_steps * args.train_batch_size))
         self.data_collator = cast(Any, _collate)
 

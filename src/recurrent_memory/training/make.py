@@ -36,7 +36,7 @@ def make(
 
     Args:
         recipe: The recipe.
-        resume: Whether to go on from the last checkpoint in `<out>.run`.
+        resume: Whether to go on from the last checkpoint in `<out>.run`, or anew where it was stopped before the first.
         report: Called with every row of the log.
 
     Returns:
@@ -50,8 +50,8 @@ def make(
     run = Path(f"{recipe.out}.run")
     folders = [run / f"stage-{index + 1}" for index in range(len(recipe.stages))]
     begun = [index for index, folder in enumerate(folders) if _last_checkpoint(folder) is not None]
-    if resume and not begun:
-        raise RecipeError(f"{run}: there is no checkpoint to resume from; train without --resume")
+    if resume and not run.is_dir():
+        raise RecipeError(f"{run}: there is nothing to resume; train without --resume")
     if not resume and begun:
         raise RecipeError(f"{run}: a training is there already; go on with --resume, or give another out=…")
     with alone_in(run):

@@ -41,7 +41,8 @@ def load_settings(path: str | Path, kind: type[SettingsT], what: str, overrides:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or what.split()[-1]
-        raise RecipeError(f"{path}: {where}: {first['msg']} (given: {str(first.get('input'))[:60]})") from error
+        said = first["msg"].removeprefix("Value error, ")  # pydantic's, before what is said here
+        raise RecipeError(f"{path}: {where}: {said} (given: {str(first.get('input'))[:60]})") from error
 
 
 def read_values(path: str | Path, what: str) -> dict[str, Any]:

@@ -111,6 +111,19 @@ def check_endless(max_tokens: int | None, question_apart: bool, unanswerable: fl
         )
 
 
+def check_waits(carried: Carried, examples: TaskExamples) -> None:
+    """Refuse to wait for what begins a text.
+
+    Raises:
+        ConfigError: if lanes are to, and a task's facts stand first.
+    """
+    for task in examples.tasks if carried.wait else ():
+        if task.placement == "first":
+            raise ConfigError(
+                f"wait: the facts of {task.name!r} begin a text, and nothing can come before; leave wait out"
+            )
+
+
 @dataclass(slots=True)
 class _Life:
     """What is left of a lane in a checkpoint."""

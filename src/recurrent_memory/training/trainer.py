@@ -96,7 +96,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
             eval_dataset=cast(Any, data),  # asked for by eval_strategy; `evaluate` draws its own
             data_collator=cast(Any, collate_places),
             processing_class=processing_class,
-            callbacks=[*([] if target_accuracy is None else [_StopAt(target_accuracy)]), *callbacks],
+            callbacks=[_LogWhenSaved(), *([] if target_accuracy is None else [_StopAt(target_accuracy)]), *callbacks],
         )
         self._num_right = self._num_counted = 0  # since the last row of the log
 
@@ -275,6 +275,14 @@ def num_right(outcome: Outcome, inputs: Mapping[str, Any], unanswerable: Tensor 
     if unanswerable is not None:
         is_asked = is_asked & ~unanswerable
     return int((is_asked & (outcome.num_wrong == 0)).sum()), int(is_asked.sum())
+
+
+class _LogWhenSaved(TrainerCallback):
+    """A checkpoint has no sums of what is not logged yet, so that a resumed training would log less: nothing is left at one."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_save:
+            control.should_log = True
 
 
 class _StopAt(TrainerCallback):
