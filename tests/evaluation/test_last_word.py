@@ -50,6 +50,11 @@ def test_with_memory_and_with_it_reset() -> None:
     assert [kept[i] == reset[i] for i in range(5)] == [True, True, False, False, False]
 
 
+def test_what_has_no_memory_keeps_nothing() -> None:
+    assert MemoryWords(tiny_model(num_memory_tokens=0)).state_bytes == 0
+    assert WindowWords(backbone_of(gpt2), 5).state_bytes == 0
+
+
 @torch.no_grad()
 def test_in_a_window() -> None:
     model = backbone_of(gpt2).double()
@@ -115,6 +120,8 @@ def test_it_goes_on_where_it_stopped_whatever_is_read_side_by_side(passages: Pat
     assert all_of_them[0].perplexity == pytest.approx(math.exp(mean))
     (gain,) = whole.gains
     assert (gain.of, gain.against) == ("memory", "reset")
+    kept = json.loads((tmp_path / "whole/results.json").read_text())
+    assert kept["state_bytes"] == reader.state_bytes == reader.model.initial_state(1).num_bytes
     assert gain.nats == pytest.approx(math.log(_of(whole, "reset")) - mean)
     assert gain.nats_low <= gain.nats <= gain.nats_high
 

@@ -208,6 +208,8 @@ def test_memory_reset_and_window_score_the_same_tokens(text: Path, tmp_path: Pat
     assert len({result.summary.scored_sha256 for result in found.values()}) == 1
     assert len({result.summary.scored_tokens for result in found.values()}) == 1
     assert len({result.summary.perplexity for result in found.values()}) == 4
+    sizes = {name: json.loads((tmp_path / name / "results.json").read_text())["state_bytes"] for name in readings}
+    assert sizes == {"memory": model.initial_state(1).num_bytes, "reset": 0, "window": 0, "overlapping": 0}
     result = compare(tmp_path / "reset", tmp_path / "memory", tokens_per_block=16, resamples=200)
     assert math.isclose(
         result.ratio, found["memory"].summary.perplexity / found["reset"].summary.perplexity, rel_tol=1e-9
@@ -221,6 +223,10 @@ def test_memory_reset_and_window_score_the_same_tokens(text: Path, tmp_path: Pat
     assert (turned.low, turned.high) == (pytest.approx(-result.high), pytest.approx(-result.low))
     single = compare(tmp_path / "reset", tmp_path / "memory")
     assert (single.blocks, single.low, single.ratio_high) == (1, None, None)
+
+
+def test_a_model_without_memory_keeps_nothing() -> None:
+    assert MemoryReading(tiny_model(num_memory_tokens=0)).state_bytes == 0
 
 
 def test_other_tokens_are_not_compared(text: Path, tmp_path: Path) -> None:

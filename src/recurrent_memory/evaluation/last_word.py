@@ -21,6 +21,7 @@ from ..head_loss import at_least_float32
 from ..inference.reader import evaluating
 from ..model import RecurrentMemoryModel
 from .continuations import Prompt, Score, check_writes_text, read_prompts, score
+from .perplexity import memory_bytes
 from .perplexity_window import check_is_decoder, hash_weights
 
 
@@ -74,6 +75,11 @@ class WordReader(ABC):
     def settings(self) -> dict[str, Any]:
         """What it is, for the record."""
 
+    @property
+    @abstractmethod
+    def state_bytes(self) -> int:
+        """What is kept of a passage between its segments, in bytes."""
+
     @abstractmethod
     def segments_before(self, passage: Passage) -> int:
         """How many segments of the context lie before the one in which the word is predicted."""
@@ -101,6 +107,11 @@ class MemoryWords(WordReader):
     def settings(self) -> dict[str, Any]:
         """See `WordReader.settings`."""
         return {"model": self.model.fingerprint, "segment_length": self.model.memory_config.segment_length}
+
+    @property
+    def state_bytes(self) -> int:
+        """See `WordReader.state_bytes`."""
+        return memory_bytes(self.model)
 
     def segments_before(self, passage: Passage) -> int:
         """See `WordReader.segments_before`."""
@@ -141,6 +152,11 @@ class WindowWords(WordReader):
     def settings(self) -> dict[str, Any]:
         """See `WordReader.settings`."""
         return {"model": hash_weights(self.model), "window": self.window}
+
+    @property
+    def state_bytes(self) -> int:
+        """Nothing."""
+        return 0
 
     def segments_before(self, passage: Passage) -> int:
         """See `WordReader.segments_before`."""

@@ -182,7 +182,8 @@ def evaluate_last_words(
         ]
         result = LastWordResult(lines, gains, round(time.monotonic() - started, 1), round(peak_rss_mb(), 1))
         write_csv(Line, lines, folder / TABLE)
-        write_json({**settings, **result.to_dict(), **machine()}, folder / RESULTS)
+        made = {"state_bytes": reader.state_bytes, **machine()}
+        write_json({**settings, **result.to_dict(), **made}, folder / RESULTS)
         return result
 
 

@@ -58,6 +58,11 @@ class TextReading(ABC):
     def settings(self) -> dict[str, Any]:
         """What decides the result, for the record."""
 
+    @property
+    @abstractmethod
+    def state_bytes(self) -> int:
+        """What is kept of a text between its rows, in bytes."""
+
     @abstractmethod
     def join(self, count: int) -> None:
         """More documents, in lanes after those that are there."""
@@ -116,6 +121,11 @@ class MemoryReading(TextReading):
         memory = self.model.memory_config.to_dict()
         return {"reading": "reset" if self.reset else "memory", "model": self.model.fingerprint, "memory": memory}
 
+    @property
+    def state_bytes(self) -> int:
+        """See `TextReading.state_bytes`."""
+        return 0 if self.reset else memory_bytes(self.model)
+
     def join(self, count: int) -> None:
         """See `TextReading.join`."""
         fresh = self.model.initial_state(count)
@@ -142,6 +152,11 @@ class MemoryReading(TextReading):
     def _known_state(self) -> MemoryState:
         assert self._state is not None, "a lane is active"
         return self._state
+
+
+def memory_bytes(model: RecurrentMemoryModel) -> int:
+    """The size of the memory of one text; 0 for a model without one, whose state only counts tokens."""
+    return model.initial_state(1).num_bytes if model.memory_config.num_memory_tokens else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def evaluate_perplexity(
         write_csv(Line, lines, folder / TABLE)
         result = PerplexityResult(summary, lines, read, round(time.monotonic() - started, 1), round(peak_rss_mb(), 1))
         if not (folder / RESULTS).is_file():
-            write_json(_results(settings, result), folder / RESULTS)
+            write_json(_results(settings, result, reading.state_bytes), folder / RESULTS)
         store.forget_rows()
         return result
 
@@ -128,12 +128,13 @@ def _score(scoring: Scoring, plan: Plan, store: TokenStore, tell: Callable[[int,
     return read
 
 
-def _results(settings: dict[str, Any], result: PerplexityResult) -> dict[str, Any]:
+def _results(settings: dict[str, Any], result: PerplexityResult, state_bytes: int) -> dict[str, Any]:
     return {
         **settings,
         **result.summary.to_dict(),
         "lines": [line.to_dict() for line in result.lines],
         "tokens_read": result.tokens,
+        "state_bytes": state_bytes,
         "elapsed_s": result.elapsed_s,
         "peak_rss_mb": result.peak_rss_mb,
         **machine(),

@@ -59,6 +59,11 @@ class WindowReading(TextReading):
             "stride": self.stride,
         }
 
+    @property
+    def state_bytes(self) -> int:
+        """Nothing."""
+        return 0
+
     def join(self, count: int) -> None:
         """Nothing: a window is all that is known."""
 
