@@ -104,6 +104,13 @@ def test_from_study_to_table(study: Study, tmp_path: Path) -> None:
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
     assert all(cost.evaluation_s > 0 for cost in table.costs)
     assert [cost.training_s is None for cost in table.costs] == [True, False, False]
+    assert [cost.training_peak_rss_mb is None for cost in table.costs] == [
+        True,
+        *[not Path("/proc/self/status").exists()] * 2,
+    ]
+    record = json.loads((out / "records" / "memory-seed-0-train.json").read_text())
+    assert (record["attempts"], record["jobs"]) == (1, 2)
+    assert not list((out / "records").glob("*.spent"))
 
     with pytest.raises(OutputError, match="holds a study already; go on with --resume"):
         list(run_study(study, out, tell=quiet))
@@ -153,13 +160,14 @@ def test_accuracies_of_seeds_are_pooled(tmp_path: Path) -> None:
         lines = [accuracies(40 + number, 64), accuracies(20 + number, 128), {"by": "facts"}]
         (unit.out / "results.json").write_text(json.dumps({"task": "detect", "lines": lines}))
         for kind in ("train", "eval"):
-            unit.record(kind).write_text(json.dumps({"elapsed_s": 100.0 * (number + 1)}))
+            unit.record(kind).write_text(json.dumps({"elapsed_s": 100.0 * (number + 1), "peak_rss_mb": 900.0 + number}))
     table = tabulate(study, units)
     pooled = {(c.row, c.metric, c.at): c for c in table.cells if c.seed == "all"}
     cell = pooled["few", "accuracy", "128"]
     assert (cell.n, cell.value, cell.low, cell.high) == (100, 0.44, *wilson(44, 100))
     assert pooled["few", "accuracy, memory reset", "64"].value == pytest.approx(0.1)
     assert [(cost.row, cost.training_s) for cost in table.costs] == [("many tokens", 200.0), ("few", 300.0)]
+    assert [cost.training_peak_rss_mb for cost in table.costs] == [902.0, 903.0]
     (tmp_path / "study.json").write_text(json.dumps({"begun": {}}))
     text = write_study(study, units, table, tmp_path, "-")
     assert not (tmp_path / "losses.png").exists()

@@ -20,6 +20,11 @@ def checkout() -> dict[str, Any]:
 
     As it was when this was called first, so call it when the work begins: hours later the checkout may be another.
     """
+    return checkout_now()
+
+
+def checkout_now() -> dict[str, Any]:
+    """What `checkout` says, looked at again: for a process that is begun now, and imports what is there now."""
     is_checkout = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     commit, changes = (_git("rev-parse", "HEAD"), _git("status", "--porcelain")) if is_checkout else (None, None)
     return {"commit": commit, "has_uncommitted_changes": None if commit is None else bool(changes)}

@@ -65,6 +65,7 @@ class Study(Strict):
         set: What all of them change of it.
         eval: The options of `rmt eval`, by name: `max_tokens: 60000`, `reset: true`.
         by: What accuracy is a curve over: the length of the text, or the number of facts in it.
+        held: An accuracy, 0…1: how long it is held, and how many times the trained length that is, is said of every row.
         seeds: Of trainings; a row is trained once with each.
         rows: The rows.
         compare: Pairs of rows: what the second gains on the first. For perplexities.
@@ -79,6 +80,7 @@ class Study(Strict):
     set: dict[str, Any] = Field(default_factory=dict[str, Any])
     eval: dict[str, Any] = Field(default_factory=dict[str, Any])
     by: Literal["length", "facts"] = "length"
+    held: float | None = Field(None, gt=0, le=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     rows: tuple[RowRecipe, ...] = Field(min_length=1)
     compare: tuple[tuple[str, str], ...] = ()
@@ -90,6 +92,8 @@ class Study(Strict):
             raise ConfigError(f"rows: two of them would be kept in one folder ({', '.join(sorted(slugs))}); rename one")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds: one is there twice ({', '.join(map(str, self.seeds))})")
+        if self.held is not None and self.by != "length":
+            raise ConfigError(f"held: {self.held} is of accuracy by length, this study is by {self.by}; leave held out")
         names = {row.name: row for row in self.rows}
         for row in self.rows:
             if row.like is not None and (row.like not in names or names[row.like].like is not None):

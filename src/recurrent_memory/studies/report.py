@@ -14,7 +14,7 @@ from .losses import draw_losses
 from .plan import Unit
 from .run import STUDY
 from .sizes import draw_sizes
-from .table import ALL_SEEDS, Cell, StudyTable, results_of
+from .table import Cell, StudyTable, results_of, shown
 
 TABLE, SUMMARY, MARKDOWN = "table.csv", "results.json", "table.md"
 PLOT, SIZES, LOSSES = "plot.png", "sizes.png", "losses.png"
@@ -45,7 +45,7 @@ def write_study(study: Study, units: Sequence[Unit], table: StudyTable, out: str
     with atomic_write(folder / MARKDOWN) as temporary:
         temporary.write_text(text, encoding="utf-8")
     draw(study, table, folder / PLOT)
-    accuracies = [cell for cell in shown(table) if cell.metric == "accuracy" and cell.at.isdigit()]
+    accuracies = [cell for cell in shown(table.cells) if cell.metric == "accuracy" and cell.at.isdigit()]
     draw_sizes(table, accuracies, folder / SIZES, title=study.name, places=_PLACES[study.by])
     rows = {row.name: [results_of(unit) for unit in units if unit.row == row.name] for row in study.rows}
     if all(results["task"] == "lm" for evaluations in rows.values() for results in evaluations):
@@ -57,24 +57,20 @@ def _commands(units: Sequence[Unit]) -> list[tuple[str, ...]]:
     return [arguments for unit in units for arguments in (unit.training, unit.evaluation) if arguments is not None]
 
 
-def shown(table: StudyTable) -> list[Cell]:
-    """One figure for each row and place: of all seeds together, where there are several."""
-    several = {cell.row for cell in table.cells if cell.seed == ALL_SEEDS}
-    return [cell for cell in table.cells if (cell.seed == ALL_SEEDS) == (cell.row in several)]
-
-
 def markdown(study: Study, table: StudyTable) -> str:
     """The table for a person: a line for each row, a column for each figure, its interval (or range of seeds) beside it."""
-    cells = shown(table)
+    cells = shown(table.cells)
     columns = list(dict.fromkeys((cell.metric, cell.at) for cell in cells))
     head = ["", *(f"{metric}{f' at {at}' if at else ''}" for metric, at in columns), "training", "evaluation", "memory"]
     lines = [_line(head), _line(["---"] * len(head))]
     for row, cost in zip(study.rows, table.costs, strict=True):
         mine = {(cell.metric, cell.at): cell for cell in cells if cell.row == row.name}
         figures = [_figure(mine[column]) if column in mine else "" for column in columns]
-        training = "—" if cost.training_s is None else _duration(cost.training_s)
+        training = "—" if cost.training_s is None else _cost(cost.training_s, cost.training_peak_rss_mb)
         memory = "" if cost.state_bytes is None else f"{cost.state_bytes:,} bytes"
-        lines.append(_line([row.name, *figures, training, _duration(cost.evaluation_s), memory]))
+        lines.append(
+            _line([row.name, *figures, training, _cost(cost.evaluation_s, cost.evaluation_peak_rss_mb), memory])
+        )
     for gain in table.gains:
         c = gain.comparison
         interval = "" if c.low is None or c.high is None else f" ({c.low:+.4f} to {c.high:+.4f})"
@@ -83,6 +79,8 @@ def markdown(study: Study, table: StudyTable) -> str:
             f"{gain.of} against {gain.against}: {c.difference:+.4f} nats a token{interval}, {c.ratio:.4f} times the perplexity, "
             f"{c.scored_tokens:,} tokens.",
         ]
+    for of_row in table.held:
+        lines += ["", str(of_row)]
     return "\n".join(lines) + "\n"
 
 
@@ -97,8 +95,9 @@ def _figure(cell: Cell) -> str:
     return f"{cell.value:.{digits}f} ({cell.low:.{digits}f}–{cell.high:.{digits}f})"
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+def _cost(seconds: float, peak_rss_mb: float | None) -> str:
+    duration = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return duration if peak_rss_mb is None else f"{duration}, {peak_rss_mb / 1000:.1f} GB"
 
 
 def draw(study: Study, table: StudyTable, path: str | Path) -> None:
@@ -112,7 +111,7 @@ def draw(study: Study, table: StudyTable, path: str | Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    cells = [cell for cell in shown(table) if cell.metric != "accuracy, memory reset"]
+    cells = [cell for cell in shown(table.cells) if cell.metric != "accuracy, memory reset"]
     is_curve = all(cell.at.isdigit() for cell in cells)
     height = 4.0 if is_curve else 1.0 + 0.4 * len(cells)
     figure, axis = plt.subplots(figsize=(7, height), layout="constrained")

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
@@ -20,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, OutputError, RecipeError
-from ..evaluation.provenance import machine
+from ..evaluation.provenance import checkout_now, machine
 from ..evaluation.tables import write_json
 from ..locking import alone_in
 from .definition import Study
 from .plan import EVALUATIONS, MODELS, RECORDS, Unit, chains, plan
+from .spent import Spent
 
 STUDY = "study.json"
 Tell = Callable[[str, int, int], None]
@@ -73,7 +73,7 @@ def _before(seeds: tuple[int, ...], unfinished: Set[int]) -> tuple[int, ...]:
 def _open(folder: Path, study: Study, *, resume: bool) -> None:
     path = folder / STUDY
     described: dict[str, Any] = json.loads(json.dumps(study.model_dump()))
-    may_differ = ("expected", "time", "cost", "seeds", "compare", "rows")  # a row of one name is the same, though
+    may_differ = ("expected", "time", "cost", "held", "seeds", "compare", "rows")  # a row of one name is the same, though
     if path.is_file():
         if not resume:
             raise OutputError(f"{folder}: holds a study already; go on with --resume, or give another --out")
@@ -144,7 +144,8 @@ class _Runner:
         if arguments is None or path.is_file():
             return
         log = path.with_suffix(".log")
-        started = time.monotonic()
+        spent = Spent(path.with_suffix(".spent"))
+        begun = {**machine(), **checkout_now()}
         with log.open("ab") as stream:
             with self.lock:
                 if self.stopped:
@@ -157,7 +158,7 @@ class _Runner:
                     env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 )
                 self.running.add(process)
-            status = process.wait()
+            status = spent.until_end(process)
             with self.lock:
                 self.running.discard(process)
         if self.stopped:
@@ -167,13 +168,8 @@ class _Runner:
                 f"{unit.row}, seed {unit.seed}: `rmt {arguments[0]}` failed: {_last_line(log)} (log: {log}); "
                 "what is done is kept: mend it, and go on with --resume"
             )
-        record = {
-            "command": " ".join(["rmt", *arguments]),
-            "elapsed_s": round(time.monotonic() - started, 1),
-            "jobs": self.jobs,
-            **machine(),
-        }
-        write_json(record, path)
+        write_json({"command": " ".join(["rmt", *arguments]), **spent.values(), "jobs": self.jobs, **begun}, path)
+        spent.path.unlink(missing_ok=True)
 
 
 def _last_line(log: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from ..evaluation.folder import RESULTS
 from ..evaluation.intervals import wilson
 from ..evaluation.perplexity_compare import Comparison, compare
 from .definition import Study
+from .held import Held, held
 from .plan import Unit
 
 ALL_SEEDS = "all"
@@ -51,8 +52,9 @@ class Cost:
 
     Args:
         row: The row's name.
-        training_s: Seconds of its trainings, the mean over seeds, of the last attempt each; None: it was not trained.
+        training_s: Seconds of its trainings, of all attempts together, the mean over seeds; None: it was not trained.
         evaluation_s: Likewise of its evaluations.
+        training_peak_rss_mb: The most memory of a training's process, in 10^6 bytes; None where it was not recorded.
         evaluation_peak_rss_mb: The most memory of an evaluation, in 10^6 bytes; None where it was not recorded.
         state_bytes: Of one text's memory; None where it was not recorded.
     """
@@ -60,6 +62,7 @@ class Cost:
     row: str
     training_s: float | None
     evaluation_s: float
+    training_peak_rss_mb: float | None
     evaluation_peak_rss_mb: float | None
     state_bytes: int | None
 
@@ -86,6 +89,7 @@ class StudyTable:
     cells: list[Cell]
     gains: list[Gain]
     costs: list[Cost]
+    held: list[Held] = field(default_factory=list[Held])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -107,7 +111,14 @@ def tabulate(study: Study, units: Sequence[Unit]) -> StudyTable:
             cells += [_together([group[index] for group in found]) for index in range(len(found[0]))]
     folders = {row.name: [unit.out for unit in units if unit.row == row.name] for row in study.rows}
     gains = [Gain(of, against, compare(folders[against], folders[of])) for against, of in study.compare]
-    return StudyTable(cells, gains, [_cost(study, row.name, units) for row in study.rows])
+    costs = [_cost(study, row.name, units) for row in study.rows]
+    return StudyTable(cells, gains, costs, held(study, shown(cells), units))
+
+
+def shown(cells: Sequence[Cell]) -> list[Cell]:
+    """One figure for each row and place: of all seeds together, where there are several."""
+    several = {cell.row for cell in cells if cell.seed == ALL_SEEDS}
+    return [cell for cell in cells if (cell.seed == ALL_SEEDS) == (cell.row in several)]
 
 
 def results_of(unit: Unit) -> dict[str, Any]:
@@ -169,13 +180,19 @@ def _cost(study: Study, name: str, units: Sequence[Unit]) -> Cost:
         name,
         fmean(_seconds(unit.record("train")) for unit in trained) if trained else None,
         fmean(_seconds(unit.record("eval")) for unit in mine),
+        max((mb for unit in trained if (mb := _record(unit.record("train")).get("peak_rss_mb"))), default=None),
         max(peaks, default=None),
         max(sizes, default=None),
     )
 
 
 def _seconds(record: Path) -> float:
+    return float(_record(record)["elapsed_s"])
+
+
+def _record(record: Path) -> dict[str, Any]:
     try:
-        return float(json.loads(record.read_text(encoding="utf-8"))["elapsed_s"])
-    except (OSError, ValueError, KeyError) as error:
+        found = json.loads(record.read_text(encoding="utf-8"))
+        return {**found, "elapsed_s": float(found["elapsed_s"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{record}: cannot be read ({error}); remove it, and go on with --resume") from error
