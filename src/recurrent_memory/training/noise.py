@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,9 @@ TEXT_SUFFIXES = frozenset(
     }
 )
 MIN_DOCUMENT_CHARS = 200
+
+
+_TESTS = re.compile(r"(?:^|[^a-z])(?:unit)?tests?(?:[^a-z]|$)")
 
 
 def load_noise(sources: Sequence[str], max_chars: int, seed: int) -> list[list[str]]:
@@ -64,6 +68,11 @@ def _load(source: str, max_chars: int, seed: int) -> list[str]:
     return documents
 
 
+def _is_of_tests(folder: Sequence[str]) -> bool:
+    """Whether a folder inside the one that is named is of tests: `tests`, `test_mail`, `test/libregrtest`, and not `latest`."""
+    return bool(folder) and "test" in folder[-1] and any(_TESTS.search(name) for name in folder)
+
+
 def _from_path(path: Path, max_chars: int, seed: int) -> list[str]:
     if path.is_file():
         files = [path]
@@ -71,7 +80,7 @@ def _from_path(path: Path, max_chars: int, seed: int) -> list[str]:
         files = sorted(
             p
             for p in path.rglob("*")
-            if p.suffix.lower() in TEXT_SUFFIXES and (p.parent == path or "test" not in p.parent.name) and p.is_file()
+            if p.suffix.lower() in TEXT_SUFFIXES and not _is_of_tests(p.parent.relative_to(path).parts) and p.is_file()
         )
     random.Random(seed).shuffle(files)
     documents: list[str] = []
