@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-CORE = ("segments", "state", "memories", "backbones", "head_loss", "forward", "modeling_output", "model")
+CORE = ("segments", "state", "memories", "backbones", "plain_head", "head_loss", "forward", "modeling_output", "model")
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 install_import_hook([f"recurrent_memory.{module}" for module in CORE], "beartype.beartype")

@@ -202,9 +202,20 @@ def run_head(model: PreTrainedModel, hidden: Float[Tensor, "N D"]) -> Float[Tens
     The model's own `forward` runs, on a shallow copy of the model in which a stand-in replaces the body; so soft caps,
     scales and extra layers are the model's, and the model itself is never touched.
     """
+    return head_alone(model)(inputs_embeds=hidden[None]).logits[0]
+
+
+def head_alone(model: PreTrainedModel, **others: nn.Module) -> PreTrainedModel:
+    """A shallow copy of a model that takes last hidden states as `inputs_embeds`; its parameters are those of the head.
+
+    Args:
+        model: The model.
+        **others: What else stands in for modules of the model, by their names.
+    """
     shell = copy.copy(model)
-    shell.__dict__ = {**model.__dict__, "_modules": {**vars(model)["_modules"], model.base_model_prefix: _Given()}}
-    return shell(inputs_embeds=hidden[None]).logits[0]
+    modules = {**vars(model)["_modules"], model.base_model_prefix: _Given(), **others}
+    shell.__dict__ = {**model.__dict__, "_modules": modules}
+    return shell
 
 
 def config_limit(config: PretrainedConfig) -> int | None:
