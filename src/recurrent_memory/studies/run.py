@@ -73,7 +73,8 @@ def _before(seeds: tuple[int, ...], unfinished: Set[int]) -> tuple[int, ...]:
 def _open(folder: Path, study: Study, *, resume: bool) -> None:
     path = folder / STUDY
     described: dict[str, Any] = json.loads(json.dumps(study.model_dump()))
-    may_differ = ("expected", "time", "cost", "held", "seeds", "compare", "rows")  # a row of one name is the same, though
+    # Rows too: one of a name is the same, though.
+    may_differ = ("expected", "time", "cost", "held", "seeds", "compare", "rows")
     if path.is_file():
         if not resume:
             raise OutputError(f"{folder}: holds a study already; go on with --resume, or give another --out")
