@@ -18,7 +18,7 @@ PROJECT := pyproject.toml constraints.txt
 
 BENCH_OUT ?= results/$(shell date +%Y-%m-%d)_benchmarks_$(shell getconf _NPROCESSORS_ONLN)-core-cpu
 
-.PHONY: help demo bench bench-full test test-lm-eval lint clean
+.PHONY: help demo bench bench-full test test-four-bit test-lm-eval lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -35,6 +35,9 @@ bench-full: $(VENV)/.installed ## the same with texts of up to a million tokens;
 # One thread for each of the two test processes: more threads than cores make small models slower, not faster.
 test: $(VENV)/.installed-test ## run the tests, all but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m "not slow" $(PYTEST_ARGS)
+
+test-four-bit: $(VENV)/.installed-four-bit ## the tests of backbones in 4 bits; needs bitsandbytes, 43 MB
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/training/test_four_bits.py tests/cli/test_train_four_bits.py
 
 test-lm-eval: $(VENV)/.installed-lm-eval ## the tests of the adapter for lm-evaluation-harness; half a gigabyte to install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/evaluation/test_lm_harness.py $(PYTEST_ARGS)
@@ -65,6 +68,10 @@ $(VENV)/.installed: $(PROJECT) | $(BIN)/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
+	@touch $@
+
+$(VENV)/.installed-four-bit: $(VENV)/.installed-test
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test,four-bit]'
 	@touch $@
 
 $(VENV)/.installed-lm-eval: $(VENV)/.installed-test

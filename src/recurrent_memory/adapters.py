@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
+from .backbones.four_bits import is_packed
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,7 +76,15 @@ def restore_trainable(model: RecurrentMemoryModel) -> None:
 
 
 def merge(model: RecurrentMemoryModel) -> None:
-    """Fold the active adapters into the weights that they adapt, and take all out."""
+    """Fold the active adapters into the weights that they adapt, and take all out.
+
+    Raises:
+        ConfigError: if these are packed into 4 bits: the sum would be rounded once more, and the model another one.
+    """
+    if model.config.peft and is_packed(model.backbone):
+        raise ConfigError(
+            "the adapters are beside weights that are packed into 4 bits, and cannot be merged into them without loss; leave them"
+        )
     with model.keeping_fingerprint():
         for name, module in list(model.backbone.named_modules()):
             if isinstance(module, AuxiliaryTrainingWrapper):

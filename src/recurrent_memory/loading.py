@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from .backbones.base import check_finite
 from .backbones.families import HOW_TO_ADD, Family, family_named, find_family
+from .backbones.four_bits import check_bitsandbytes, four_bits_of, pack, settings_of_loading
 from .config import MemoryConfig
 from .configuration import RecurrentMemoryConfig
 from .errors import BackboneError, ConfigError, RecurrentMemoryError
@@ -46,7 +47,8 @@ def read_backbone(
             kwargs = {**kwargs, "num_labels": num_labels}
         try:
             model = auto_class.from_pretrained(str(backbone), **kwargs)
-        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: weights of other shapes
+        # RuntimeError: weights of other shapes; ImportError: what a quantization_config needs is not installed
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise BackboneError(f"{backbone}: cannot be loaded as a {family.name} ({_first_line(error)})") from error
         if tokenizer is None and family.special_ids is not None and len(given) < 2:
             tokenizer = _tokenizer_beside(backbone)
@@ -92,6 +94,8 @@ def build_backbone_model(config: RecurrentMemoryConfig, attention: str | None = 
     model = cls._from_config(  # pyright: ignore[reportPrivateUsage]
         config.backbone_config, **kwargs
     )
+    if (settings := four_bits_of(config.backbone_config)) is not None:
+        pack(model, settings)
     if config.peft:
         from .adapters import inject_configs
 
@@ -124,9 +128,15 @@ def load_pretrained(
             )
         kwargs["config"] = config = copy.deepcopy(config)
         config.backbone_source["name"] = str(backbone)
+    if (settings := four_bits_of(config.backbone_config)) is not None:
+        check_bitsandbytes(str(path))
+        kwargs["config"] = config = copy.deepcopy(config)
+        config.quantization_config = settings_of_loading(settings)
+        kwargs.setdefault("device_map", {"": "cpu"})  # as all other models
     kwargs["use_safetensors"] = True
     want_info = kwargs.pop("output_loading_info", False)
-    quietly = says_nothing_of_missing_weights() if config.backbone_source is not None else nullcontext()
+    is_known = config.backbone_source is not None or settings is not None
+    quietly = says_nothing_of_missing_weights() if is_known else nullcontext()
     try:
         with quietly:
             loaded, info = load(str(path), *args, output_loading_info=True, **kwargs)
@@ -136,6 +146,13 @@ def load_pretrained(
         raise BackboneError(
             f"{path}: the weights cannot be loaded ({_first_line(error)}); is the folder whole?"
         ) from error
+    if settings is not None:
+        loaded.hf_quantizer.remove_quantization_config(loaded)  # the backbone has it
+        for name in ("_weight_conversions", "hf_device_map"):  # it is saved, and moved, as one that was not loaded
+            vars(loaded).pop(name, None)
+        for parameter in loaded.parameters():  # transformers leaves some in the dtype that they were saved in
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(loaded.config.dtype)
     missing = set(info["missing_keys"])
     if loaded.config.backbone_source is not None:
         missing = complete(loaded, missing, loaded.config.backbone_source)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from .backbones.families import check_attention
+from .backbones.four_bits import is_packed, keep_layout
 from .backbones.int8 import compute_dtype, is_quantized, quantize_layers
 from .config import MemoryConfig
 from .configuration import RecurrentMemoryConfig
@@ -60,6 +61,7 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
         super().__init__(config)
         self.backbone = backbone if backbone is not None else build_backbone_model(config, attention)
         config._attn_implementation = self.backbone.config._attn_implementation  # pyright: ignore[reportPrivateUsage]
+        keep_layout(self.backbone)
         self.loss_type = self.view.loss_type
         if not any(parameter.is_meta for parameter in self.backbone.parameters()):
             for module in self.backbone.modules():  # an adapter's layers too: nothing that is there is drawn anew
@@ -127,6 +129,7 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
 
         Raises:
             BackboneError: if the folder is missing, is not a recurrent-memory model, or its weights are broken.
+            ConfigError: if its weights are packed into 4 bits, and bitsandbytes is not installed.
 
         Example:
             >>> RecurrentMemoryModel.from_pretrained("memory", backbone="copies/gpt2")
@@ -237,7 +240,11 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
         inject(self, peft_config, name)
 
     def merge_adapters(self) -> None:
-        """Fold the PEFT adapters into the backbone's weights. The fingerprint stays: the model computes the same."""
+        """Fold the PEFT adapters into the backbone's weights. The fingerprint stays: the model computes the same.
+
+        Raises:
+            ConfigError: if the weights are packed into 4 bits.
+        """
         from .adapters import merge
 
         merge(self)
@@ -252,11 +259,16 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
         fingerprint stays, as under a change of dtype: states go from one to the other.
 
         Raises:
-            ConfigError: if the model is not in float32 on a CPU, or its layers have no linear modules.
+            ConfigError: if the model is not in float32 on a CPU, its layers have no linear modules, or its weights are packed into
+                4 bits.
             BackboneError: if the model has no list of layers.
         """
         if is_quantized(self.backbone):
             return
+        if is_packed(self.backbone):
+            raise ConfigError(
+                "int8: the weights of this model are packed into 4 bits already; take float32 or bfloat16"
+            )
         self.merge_adapters()
         with self.keeping_fingerprint():
             quantize_layers(self.view)

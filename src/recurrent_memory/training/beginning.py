@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ..backbones.encoder import EncoderBackbone
 from ..backbones.families import find_family
+from ..backbones.four_bits import is_packed
 from ..config import MemoryConfig
 from ..configuration import RecurrentMemoryConfig
 from ..errors import ConfigError
@@ -51,7 +52,8 @@ def begin_with_backbone(name: str, memory: MemoryConfig, task: str | None, loadi
 
     Raises:
         BackboneError, OSError: if there is no such backbone, or it is not supported.
-        ConfigError: if what is passed on is not for the backbone in the package, or for one that is under a memory already.
+        ConfigError: if what is passed on is not for the backbone in the package, or for one that is under a memory already, or
+            the weights under that memory are in 4 bits.
     """
     backbone: Any = name
     tokenizer: Any = None
@@ -65,6 +67,10 @@ def begin_with_backbone(name: str, memory: MemoryConfig, task: str | None, loadi
             )
             raise ConfigError(f"lora.bits: {what}; leave it out")
         other, tokenizer = load_model(name, "cpu", "float32", merged=True)
+        if is_packed(other.backbone):
+            raise ConfigError(
+                f"{name}: is in 4 bits, and its adapters cannot be merged into what is under its memory; train it further as model:"
+            )
         backbone, loading = other.backbone, {}
         config = backbone.config
 

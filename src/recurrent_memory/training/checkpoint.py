@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..backbones.four_bits import packed_names
 from ..errors import RecipeError
 from ..model import RecurrentMemoryModel
 from .random_state import RandomState
@@ -110,13 +111,28 @@ def load_weights(model: RecurrentMemoryModel, folder: str | Path) -> None:
         RecipeError: if it is another model.
     """
     loaded = RecurrentMemoryModel.from_pretrained(str(folder)).state_dict()
+    packed = packed_names(model)
     try:
         if is_sharded(model):
             load_whole(model, loaded)
+        elif packed:
+            _load_beside(model, loaded, packed)
         else:
             model.load_state_dict(loaded)
     except RuntimeError as error:
         raise RecipeError(f"{folder}: is a checkpoint of another model ({str(error).splitlines()[0]})") from error
+
+
+def _load_beside(model: RecurrentMemoryModel, weights: dict[str, Tensor], packed: set[str]) -> None:
+    """Give a model all weights but the packed ones, which are never trained and have to be the same."""
+    own = model.state_dict()
+    for name in sorted(packed):
+        if name not in weights or not torch.equal(own[name].cpu(), weights.pop(name).cpu()):
+            raise RuntimeError(f"{name}: the backbone was packed into other numbers")
+    found = model.load_state_dict(weights, strict=False)
+    wrong = [*(set(found.missing_keys) - packed), *found.unexpected_keys]
+    if wrong:
+        raise RuntimeError(f"{sorted(wrong)[0]}: is in one of them only")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from transformers.integrations import get_available_reporting_integrations, is_t
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import set_seed
 
+from ..backbones.four_bits import check_bitsandbytes
 from ..config import MemoryConfig
 from ..errors import ConfigError, RecipeError
 from ..locking import alone_in
@@ -146,6 +147,12 @@ class Experiment(Strict):
             raise ConfigError("a model has its memory and its head; leave memory, backbone_task and num_labels out")
         if self.model is not None and self.lora is not None and self.lora.bits is not None:
             raise ConfigError("lora.bits is of a backbone that is loaded; leave it out with a model")
+        if self.backbone_task == "sequence-classification" and self.lora is not None and self.lora.bits is not None:
+            raise ConfigError(
+                "lora.bits: the head of a classifier is new and has to be trained, not packed; leave bits out"
+            )
+        if self.fsdp and self.lora is not None and self.lora.bits is not None:
+            raise ConfigError("lora.bits: fsdp cannot split packed weights; leave one of them out")
         if not self.save_backbone and (self.backbone in (None, SHIPPED) or (self.lora and self.lora.bits)):
             raise ConfigError(
                 "save_backbone: false leaves out what can be loaded from a backbone: a hub id or a folder, not in 4 bits"
@@ -258,11 +265,14 @@ def begin(experiment: Experiment) -> Beginning:
     if experiment.lora is not None and experiment.lora.bits == 4:
         from transformers import BitsAndBytesConfig
 
-        compute = torch.float32 if experiment.precision == "float32" else torch.bfloat16
+        compute = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[experiment.precision]
         quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
-        loading = {"quantization_config": quantization}
+        # Packed on the CPU, as everywhere else: the same numbers, whatever the machine has.
+        loading |= {"quantization_config": quantization, "device_map": {"": "cpu"}}
     memory = MemoryConfig.from_dict(experiment.memory)
     beginning = begin_with_backbone(experiment.backbone, memory, experiment.backbone_task, loading)
+    if "quantization_config" in loading:
+        check_bitsandbytes("lora.bits")
     if not experiment.save_backbone and not beginning.bare:
         raise ConfigError(
             f"save_backbone: false leaves out what can be loaded from a backbone, and {experiment.backbone} is under a memory; "

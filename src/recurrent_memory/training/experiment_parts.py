@@ -19,7 +19,8 @@ class LoraRecipe(Strict):
         r: The adapter's rank.
         alpha: Its scale is alpha / r.
         target_modules: Names of the layers that it goes into, by their ends; None: peft's choice.
-        bits: 4: the backbone is loaded in 4 bits (QLoRA; needs a GPU and bitsandbytes); None: in its own dtype.
+        bits: 4: the backbone is packed into 4 bits (QLoRA, arXiv:2305.14314; needs bitsandbytes: pip install
+            'recurrent-memory[four-bit]'), and the model is saved so; None: in its own dtype.
     """
 
     r: int = Field(16, ge=1)

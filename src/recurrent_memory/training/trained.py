@@ -50,8 +50,8 @@ def choose_trained(model: RecurrentMemoryModel, trained: Trained, lora: LoraSett
         lora: The adapter; only for "lora".
 
     Raises:
-        ConfigError: if `trained` is not known, `lora` is given without being asked for, the adapter does not go in, or
-            nothing is left to train.
+        ConfigError: if `trained` is not known, `lora` is given without being asked for, the adapter does not go in, weights in
+            4 bits are to be trained, or nothing is left to train.
 
     Example:
         >>> choose_trained(model, "lora", LoraSettings(r=16, alpha=32, target_modules=("c_attn",)))
@@ -72,7 +72,13 @@ def choose_trained(model: RecurrentMemoryModel, trained: Trained, lora: LoraSett
             continue
         of_head = classifies and not name.startswith(body)
         of_adapter = trained == "lora" and f".{ADAPTER}." in f"{name}."
-        parameter.requires_grad_(trained == "all" or of_head or of_adapter)
+        is_trained = trained == "all" or of_head or of_adapter
+        if is_trained and not parameter.is_floating_point():
+            raise ConfigError(
+                f"trained={trained!r}: {name} is packed into 4 bits, and cannot be trained; take 'lora' or 'memory', and no "
+                "classifier, or a backbone in its own dtype"
+            )
+        parameter.requires_grad_(is_trained)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
             f"trained={trained!r} with num_memory_tokens=0 leaves nothing to train; set trained='lora' or trained='all'"
