@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--json", action="store_true")
     found = parser.parse_args()
+    about = {"command": " ".join(["python", "-m", "benchmarks.head_loss", *sys.argv[1:]]), **machine()}
     torch.manual_seed(found.seed)
     view = view_of(found.width, found.vocab, getattr(torch, found.dtype))
     hidden = torch.randn(found.positions, found.width, dtype=view.embedding.weight.dtype)
@@ -59,7 +60,6 @@ def main() -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=found.autocast):
         rows = [row for mode in MODES for row in compared(view, hidden, targets, mode, found.rounds)]
     if found.json:
-        about = {"command": " ".join(["python", "-m", "benchmarks.head_loss", *sys.argv[1:]]), **machine()}
         print(json.dumps({"benchmark": "head_loss", **about, "threads": torch.get_num_threads(), "rows": rows}))
         return
     for row in rows:
