@@ -21,7 +21,8 @@ from recurrent_memory.tasks.registry import load_task
 from recurrent_memory.training import experiment as module
 from recurrent_memory.training.beginning import begin_with_model
 from recurrent_memory.training.curriculum import Stage
-from recurrent_memory.training.experiment import begin, load_experiment, run_experiment, with_own_tasks
+from recurrent_memory.training.experiment import begin, load_experiment, run_experiment
+from recurrent_memory.training.experiment_examples import with_own_tasks
 from recurrent_memory.training.task_examples import TaskExamples
 from tiny_models import prose, save_tiny_model, tiny_tokenizer
 from training.copy_task import AnyLengthTask, S, copy_model

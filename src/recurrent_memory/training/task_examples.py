@@ -133,13 +133,14 @@ class TaskExamples:
         Args:
             rng: Draws all of it.
             first_tokens: Each fact stands in so many tokens after a place of its own.
-            places: Gives these places, of as many facts, in order; facts with the same one stand in the same tokens.
+            places: Gives these places, of as many facts, in order; facts with the same one stand in the same tokens. Of facts
+                that begin a text they are 0 (`check_waits`).
 
         Returns:
             The text, its questions (see `endings`), and the places.
 
         Raises:
-            ConfigError: if no sample fits, something is to come before facts that begin a text, or facts are all of theirs.
+            ConfigError: if no sample fits, or facts are all of theirs.
         """
         task = self.tasks[rng.randrange(len(self.tasks))]
         if task.placement == "alone":
@@ -148,10 +149,6 @@ class TaskExamples:
             )
         sample, targets, limit = draw_placed(task, self._encoder, first_tokens, rng)
         starts = places(len(sample.facts))
-        if starts[-1] and task.placement == "first":
-            raise ConfigError(
-                f"wait: the facts of {task.name!r} begin a text, and nothing can come before; leave wait out"
-            )
         window = NoiseWindow(self._noise(random.Random(rng.getrandbits(64))), self._tokenizer)
         if targets:  # else the facts begin the text
             targets = [start + target for start, target in zip(starts, targets, strict=True)]

@@ -145,7 +145,7 @@ class TaskLane:
         apart: Whether it waits before each further fact too.
 
     Raises:
-        ConfigError: if a question is too long, or a lane is to wait for facts that begin a text.
+        ConfigError: if a question is too long.
     """
 
     def __init__(
@@ -246,6 +246,9 @@ class TaskLanes:
         num_segments: Segments of a step.
         seed: Of everything that is drawn.
         first_lane: The number of the first lane: with several processes each has its own.
+
+    Raises:
+        ConfigError: if lanes are to wait for facts that begin a text, or a question is too long.
     """
 
     def __init__(
@@ -259,6 +262,7 @@ class TaskLanes:
         seed: int | str,
         first_lane: int = 0,
     ) -> None:
+        check_waits(carried, examples)
         self._model, self._carried, self._examples = model, carried, examples
         self._length, self._num_segments = model.memory_config.segment_length, num_segments
         self._seed = f"{seed}/lanes/{num_segments}"
