@@ -14,7 +14,7 @@ import pytest
 
 import recurrent_memory.files
 from recurrent_memory.errors import InputError, OutputError
-from recurrent_memory.files import atomic_write, check_writable
+from recurrent_memory.files import atomic_write, check_writable, writing_into
 
 OLD, NEW = "the old text", "the new text"
 UNCHANGED = "Nothing that was there before has been changed."
@@ -360,6 +360,26 @@ for write in (check_writable, lambda path: atomic_write(path).__enter__()):
 """
     expected = " is write-protected. Choose another folder, or change its permissions."
     assert in_a_small_file_system(tmp_path, "ro", script).splitlines() == [expected.strip(), expected]
+
+
+@pytest.mark.parametrize("name", ["weights", "../inputs"])
+def test_a_disk_that_is_full_while_others_write_into_a_folder(tmp_path: Path, name: str) -> None:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "model" / name))
+    expected = OutputError if name == "weights" else OSError
+    with pytest.raises(expected) as caught, writing_into(tmp_path / "model"):
+        raise error
+    if expected is OutputError:
+        reason = "no space is left on the disk. Free some space, or choose a folder on another disk."
+        assert message_of(caught) == f"Cannot write into '{tmp_path / 'model'}': {reason}"
+    else:
+        assert caught.value is error
+
+
+def test_an_error_that_says_nothing_of_the_disk_passes_unchanged(tmp_path: Path) -> None:
+    error = ValueError("5 layers")
+    with pytest.raises(ValueError, match="5 layers") as caught, writing_into(tmp_path):
+        raise error
+    assert caught.value is error
 
 
 def test_the_docstrings_are_true() -> None:

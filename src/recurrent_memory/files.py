@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -69,10 +69,42 @@ def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        code = _code_of(error, (temporary, target))
+        code = _code_of(error, lambda name: name in (str(temporary), str(target)))
         if code is None:
             raise
         raise _output_error(path, code) from error
+
+
+@contextmanager
+def writing_into(folder: str | os.PathLike[str]) -> Generator[None]:
+    """Say in one line that the disk is full, whoever was writing into ``folder`` when it was: safetensors, tokenizers, torch.
+
+    Raises:
+        OutputError: the disk is full or read-only, a quota is used up, or a file is too large.
+
+    Example:
+        >>> with writing_into("model"):
+        ...     raise OSError(errno.EROFS, "Read-only file system", "model/weights")
+        Traceback (most recent call last):
+            ...
+        recurrent_memory.errors.OutputError: Cannot write into 'model': the file system is read-only. Choose another folder.
+    """
+    place = Path(os.path.realpath(folder))
+    try:
+        yield
+    except Exception as error:
+        code = _code_of(error, lambda name: Path(os.path.realpath(name)).is_relative_to(place))
+        if code not in _WHEN_WRITING:
+            raise
+        output_error = OutputError(f"Cannot write into '{folder}': {_WHEN_WRITING[code]}")
+        output_error.errno = code
+        raise output_error from error
+
+
+def why_not_written(error: BaseException) -> str | None:
+    """What is wrong with the disk, if that is what the error says; None if it is about something else."""
+    code = _code_of(error, lambda _name: True)
+    return _WHEN_WRITING.get(code) if code is not None else None
 
 
 def check_writable(path: str | os.PathLike[str], force: bool = False) -> None:
@@ -155,14 +187,14 @@ def _sync_folder(folder: Path) -> None:
         _sync(folder, os.O_RDONLY)
 
 
-def _code_of(error: BaseException, ours: tuple[Path, Path]) -> int | None:
-    """The errno with which writing our file failed, or None if ``error`` is about something else."""
+def _code_of(error: BaseException, is_ours: Callable[[str], bool]) -> int | None:
+    """The errno with which writing our files failed, or None if ``error`` is about something else."""
     if isinstance(error, RecurrentMemoryError):
         return None
     if isinstance(error, OSError):
         code = error.errno
         if error.filename is not None:
-            return code if str(error.filename) in map(str, ours) else None
+            return code if is_ours(str(error.filename)) else None
     elif isinstance(error, Exception) and (match := re.search(r"\(os error (\d+)\)", str(error))):
         # safetensors and tokenizers are written in Rust and raise exceptions of their own.
         code = int(match[1])

@@ -18,6 +18,7 @@ from .backbones.int8 import compute_dtype, is_quantized, quantize_layers
 from .config import MemoryConfig
 from .configuration import RecurrentMemoryConfig
 from .errors import BackboneError, ConfigError, InputError
+from .files import writing_into
 from .fingerprint import Fingerprint, hash_weights
 from .forward import run_forward
 from .inference.generation import GenerationWithMemory
@@ -150,6 +151,7 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
         Raises:
             ConfigError: if the model computes in int8.
             BackboneError: if `backbone` cannot be loaded, or has nothing in common with this one.
+            OutputError: if the disk is full or read-only.
 
         Example:
             >>> model.save_pretrained("memory", backbone="gpt2")
@@ -171,7 +173,8 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
 
             weights, source = split_off(self, self.state_dict() if given is None else given, str(backbone))
             kwargs["state_dict"], self.config.backbone_source = weights, source
-        super().save_pretrained(str(save_directory), **kwargs)
+        with writing_into(save_directory):
+            super().save_pretrained(str(save_directory), **kwargs)
 
     def _check_fits(self) -> None:
         limit, length = self.view.max_row_length(), self.memory.row_length(self.view)

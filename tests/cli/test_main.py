@@ -107,7 +107,17 @@ def failing(error: BaseException) -> Any:
         (torch.cuda.OutOfMemoryError("CUDA out of memory"), "out of memory: take a smaller model"),
         (
             OSError(errno.ENOSPC, "No space left on device"),
-            "[Errno 28] No space left on device; check the file, the disk and the permissions",
+            "no space is left on the disk. Free some space, or choose a folder on another disk "
+            "([Errno 28] No space left on device); what was saved before is kept",
+        ),
+        (
+            Exception("No space left on device (os error 28)"),
+            "no space is left on the disk. Free some space, or choose a folder on another disk "
+            "(No space left on device (os error 28)); what was saved before is kept",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error", "book"),
+            "[Errno 5] Input/output error: 'book'; check the file, the disk and the permissions",
         ),
         (
             TypeError("unsupported operand"),

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from recurrent_memory import RecurrentMemoryModel
-from recurrent_memory.errors import ConfigError, RecipeError
+from recurrent_memory.errors import ConfigError, OutputError, RecipeError
+from recurrent_memory.training import checkpoint, unroll
 from recurrent_memory.training import trainer as trainer_module
-from recurrent_memory.training import unroll
 from recurrent_memory.training.bptt import Backpropagation, backpropagate, measure
 from recurrent_memory.training.checkpoint import load_values, save_values
 from recurrent_memory.training.examples import collate, held_out
@@ -38,6 +39,26 @@ def trainer_of(out: Path, model: RecurrentMemoryModel | None = None, **changes: 
 
 def losses(trainer: RecurrentMemoryTrainer) -> list[float]:
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_a_full_disk(tensors: dict[str, torch.Tensor], path: Path, **options: Any) -> None:
+        if "checkpoint-4" not in str(path):
+            return save_file(tensors, path, **options)
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", on_a_full_disk)
+    trainer = trainer_of(tmp_path / "run", max_steps=4, save_steps=2, save_strategy="steps")
+    with pytest.raises(OutputError, match="checkpoint-4.* no space is left on the disk"):
+        trainer.train()
+    assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-2"]
+    monkeypatch.undo()
+    again = trainer_of(tmp_path / "run", max_steps=4, save_steps=2, save_strategy="steps")
+    again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+    assert again.state.global_step == 4
 
 
 @pytest.mark.parametrize("candidates", [1, 3])
@@ -171,17 +192,19 @@ def test_a_checkpoint_that_was_not_finished_is_none(tmp_path: Path, monkeypatch:
     trainer = trainer_of(tmp_path)
     values = type(trainer)._training_values
 
-    def killed(trainer: RecurrentMemoryTrainer) -> dict[str, Any]:
+    def interrupted(trainer: RecurrentMemoryTrainer) -> dict[str, Any]:
         if trainer.state.global_step == 4:
             raise KeyboardInterrupt
         return values(trainer)
 
-    monkeypatch.setattr(type(trainer), "_training_values", killed)
+    monkeypatch.setattr(type(trainer), "_training_values", interrupted)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert (tmp_path / ".checkpoint-4.tmp/model.safetensors").is_file()
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert [path.name for path in tmp_path.glob("*checkpoint-*")] == ["checkpoint-2"]
     monkeypatch.undo()
+    # As a kill would leave it.
+    (tmp_path / ".checkpoint-4.tmp").mkdir()
+    (tmp_path / ".checkpoint-4.tmp/model.safetensors").write_bytes(b"half")
     again = trainer_of(tmp_path)
     again.train(resume_from_checkpoint=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4", "curves.png"]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, InputError, RecurrentMemoryError
+from ..files import why_not_written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -234,6 +235,8 @@ def explain(error: BaseException) -> str | None:
             "out of memory: take a smaller model, --dtype bfloat16 or --device cpu"
             f"{_in_brackets(error)}; what was saved before is kept"
         )
+    if (reason := why_not_written(error)) is not None:
+        return f"{reason.rstrip('.')}{_in_brackets(error)}; what was saved before is kept"
     if isinstance(error, OSError):
         return f"{_one_line(str(error))}; check the file, the disk and the permissions"
     if isinstance(error, Exception):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..backbones.four_bits import packed_names
 from ..errors import RecipeError
+from ..files import writing_into
 from ..model import RecurrentMemoryModel
 from .random_state import RandomState
 from .sharding import is_sharded, load_whole
@@ -140,25 +141,36 @@ def whole_folder(final: Path, *, is_main: bool, wait: Callable[[], None]) -> Gen
     """Give a temporary folder; when the block ends well in every process, it becomes `final` in one step.
 
     A training that is killed at any moment, or loses power, leaves whole checkpoints, and perhaps a hidden folder `.<name>.tmp`.
+    After an error in the block there is none.
 
     Args:
         final: The folder.
         is_main: Whether this process makes and renames it.
         wait: Returns when all processes have called it.
+
+    Raises:
+        OutputError: if the disk is full or read-only.
     """
     temporary = final.with_name(f".{final.name}.tmp")
-    if is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    wait()
-    yield temporary
-    wait()
-    if is_main:
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-        _sync(final.parent)
+    try:
+        with writing_into(temporary):
+            if is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            wait()
+            yield temporary
+            wait()
+            if is_main:
+                for path in [*temporary.rglob("*"), temporary]:
+                    _sync(path)
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(temporary, final)
+                _sync(final.parent)
+    except BaseException:
+        # What is half-written would only take the space that is missing.
+        if is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
     wait()
 
 
