@@ -98,6 +98,16 @@ def test_a_classifier_answers_in_words(rmt: Any, recipe: Path, tmp_path: Path) -
     assert {row["answer"] for row in rows} <= set(PLACES)
 
 
+def test_of_several_tasks_each_has_its_held_out_accuracy(rmt: Any, recipe: Path, tmp_path: Path) -> None:
+    changes = ("task.name=[detect, memorize]", "num_eval_examples=9", "eval_every=3", "stages=[2]")
+    shown = rmt("train", recipe, *changes, "--threads", "1")
+    assert shown.status == 0
+    (state,) = (tmp_path / "model.run").glob("stage-1*/checkpoint-3/trainer_state.json")
+    (row,) = (row for row in json.loads(state.read_text())["log_history"] if "eval_accuracy" in row)
+    detect, memorize = row["eval_accuracy_detect"], row["eval_accuracy_memorize"]
+    assert f"held-out accuracy {row['eval_accuracy']:.3f} (detect {detect:.3f}, memorize {memorize:.3f})" in shown.err
+
+
 def test_going_on_and_beginning_anew(rmt: Any, recipe: Path) -> None:
     assert rmt("train", recipe).status == 0
     assert "a training is there already; go on with" in rmt("train", recipe).error

@@ -16,6 +16,7 @@ from recurrent_memory.models import load_model
 from recurrent_memory.tasks.babi.relations import OPPOSITES
 from recurrent_memory.tasks.base import Placement, Sample
 from recurrent_memory.tasks.registry import load_task
+from recurrent_memory.tasks.whereabouts import PEOPLE
 from recurrent_memory.training.examples import DrawnBatches, collate, held_out
 from recurrent_memory.training.task_examples import TaskExamples, answers_of
 from tiny_models import S, prose, tiny_model, tiny_tokenizer
@@ -69,6 +70,18 @@ def test_classes_are_the_answers_of_all_tasks() -> None:
         kinds.add("Where" in question)
         assert ("Where" in question) == (made.classes[label] in (load_task("detect").answers or ()))
     assert kinds == {True, False}
+
+
+def test_an_example_of_several_tasks_says_of_which_it_is_and_is_the_same_otherwise() -> None:
+    several, one = examples("detect", "memorize"), examples("detect")
+    assert several.task_names == ("detect", "memorize")
+    drawn = [several.draw(random.Random(seed), 2) for seed in range(40)]
+    assert set(Counter(example.get("task") for example in drawn)) == {"detect", "memorize"}
+    assert "task" not in one.draw(random.Random(0), 2)
+    for example in drawn:
+        if example.get("task") == "memorize":
+            beginning = tiny_tokenizer().decode(example["input_ids"][: 2 * S])
+            assert beginning.split()[0] in PEOPLE, "the fact stands first"
 
 
 def test_a_decoder_of_its_own_gets_the_answer_alone() -> None:

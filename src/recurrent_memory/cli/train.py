@@ -174,7 +174,9 @@ def _stage_line(row: dict[str, Any]) -> str:
         "eval_loss": "held-out loss",
         "eval_accuracy": "held-out accuracy",
     }
-    return "  ".join([*parts, *(f"{shown} {row[name]:.3f}" for name, shown in names.items() if name in row)])
+    parts += [f"{shown} {row[name]:.3f}" for name, shown in names.items() if name in row]
+    of_tasks = ", ".join(f"{name} {value:.3f}" for name, value in row.get("eval_accuracy_of_tasks", {}).items())
+    return "  ".join(parts) + (f" ({of_tasks})" if of_tasks else "")
 
 
 @contextmanager

@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..files import atomic_write
+from .reporting import OF_A_TASK
 
 PANELS = (("loss", ("loss", "eval_loss")), ("accuracy", ("accuracy", "eval_accuracy")))
 NAMES = {"loss": "training", "accuracy": "training", "eval_loss": "held out", "eval_accuracy": "held out"}
 
 
 def draw_curves(log_history: list[dict[str, float]], path: Path) -> None:
-    """Draw loss and accuracy over optimizer steps, in training and held out, as a PNG.
+    """Draw loss and accuracy over optimizer steps, in training and held out, there of each task too, as a PNG.
 
     Args:
         log_history: Rows with a `step`, as `TrainerState` keeps them.
@@ -34,6 +35,9 @@ def draw_curves(log_history: list[dict[str, float]], path: Path) -> None:
                 axes.plot(*zip(*points, strict=True), label=NAMES[key], marker=".", linewidth=1)
         axes.set(xlabel="optimizer steps", ylabel=title)
         if title == "accuracy":
+            for key in sorted({key for row in log_history for key in row if key.startswith(OF_A_TASK)}):
+                points = [(row["step"], row[key]) for row in log_history if key in row]
+                axes.plot(*zip(*points, strict=True), label=key.removeprefix(OF_A_TASK), linestyle="--", linewidth=0.8)
             axes.set_ylim(-0.02, 1.02)
         if axes.get_lines():
             axes.legend()

@@ -29,6 +29,7 @@ class Example(TypedDict):
         text_length: Tokens before the question, which begins a segment of its own; without it, there is no question.
         unanswerable: Whether the answer is not in the text.
         more: The same text with other questions.
+        task: Of which of several tasks it is.
     """
 
     input_ids: list[int]
@@ -36,6 +37,7 @@ class Example(TypedDict):
     text_length: NotRequired[int]
     unanswerable: NotRequired[bool]
     more: NotRequired[list[Example]]
+    task: NotRequired[str]
 
 
 class SegmentedExamples(Protocol):

@@ -12,6 +12,7 @@ from transformers import TrainerState as State
 from transformers import TrainingArguments as Arguments
 
 Row = dict[str, Any]
+OF_A_TASK = "eval_accuracy_"
 Report = Callable[[Row], None]
 
 
@@ -19,7 +20,8 @@ class RowsCallback(TrainerCallback):
     """Calls a function with a row after every step that is logged, and after every evaluation.
 
     A row has `stage` (from 0), `num_stages`, `num_segments`, `step`, `max_steps`, `elapsed_s` (of the stage), and what was
-    measured: `loss` and `accuracy`, or `eval_loss` and `eval_accuracy`.
+    measured: `loss` and `accuracy`, or `eval_loss`, `eval_accuracy` and, of several tasks by name,
+    `eval_accuracy_of_tasks`.
 
     Args:
         report: The function.
@@ -40,7 +42,9 @@ class RowsCallback(TrainerCallback):
     def on_log(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
         logs: dict[str, float] = kwargs.get("logs") or {}
-        known = {name: logs[name] for name in ("loss", "accuracy", "eval_loss", "eval_accuracy") if name in logs}
+        known: Row = {name: logs[name] for name in ("loss", "accuracy", "eval_loss", "eval_accuracy") if name in logs}
+        if of_tasks := {name.removeprefix(OF_A_TASK): logs[name] for name in logs if name.startswith(OF_A_TASK)}:
+            known["eval_accuracy_of_tasks"] = of_tasks
         if not known or not state.is_world_process_zero:
             return
         elapsed_s = round(time.monotonic() - self._started, 1)

@@ -94,6 +94,11 @@ class TaskExamples:
         for name, value in made.items():
             object.__setattr__(self, name, value)
 
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The name of each task."""
+        return tuple(task.name for task in self.tasks)
+
     def draw(self, rng: random.Random, num_segments: int) -> Example:
         """An example; what is random in it comes from `rng`.
 
@@ -101,6 +106,10 @@ class TaskExamples:
             ConfigError: if the facts of a task do not fit into so many segments.
         """
         task = self.tasks[rng.randrange(len(self.tasks))]
+        example = self._draw_of(task, rng, num_segments)
+        return {**example, "task": task.name} if len(self.tasks) > 1 else example
+
+    def _draw_of(self, task: Task, rng: random.Random, num_segments: int) -> Example:
         whole = self.segment_length * num_segments
         length = most = whole if self.max_tokens is None else min(whole, self.max_tokens)
         if task.placement == "alone":

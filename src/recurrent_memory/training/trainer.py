@@ -6,7 +6,7 @@ measured without ever holding the logits of a text; checkpoints are exact (`resu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import ConfigError
-from ..forward import IGNORE
 from ..model import RecurrentMemoryModel
+from .accuracy import Tally, num_right
 from .bptt import Backpropagation, Outcome, backpropagate, measure
 from .examples import DrawnBatches, SegmentedExamples, collate, collate_places, hardest, held_out, unlabelled
 from .parameter_groups import split_off
@@ -223,7 +223,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
     def evaluate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, eval_dataset: SegmentedExamples | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss and accuracy over held-out examples; see `num_right`.
+        """Loss and accuracy over held-out examples, and the accuracy of each of several tasks; see `num_right`.
 
         Args:
             eval_dataset: Another task to draw them from.
@@ -242,39 +242,17 @@ class RecurrentMemoryTrainer(ResumableTrainer):
             first = held_out(examples, self.args.seed, self.eval_segments, 0)
             mine += [unlabelled(first)] * (-(-self.num_eval_examples // step) - len(mine))
         size = self.args.per_device_eval_batch_size
-        sums = [0.0, 0.0, 0.0, 0.0]
+        tally = Tally(getattr(examples, "task_names", ()))
         for start in range(0, len(mine), size):
-            inputs = cast(dict[str, Any], self._prepare_inputs(cast(Any, collate(mine[start : start + size]))))
+            batch = mine[start : start + size]
+            inputs = cast(dict[str, Any], self._prepare_inputs(cast(Any, collate(batch))))
             got = measure(self.model, **inputs, num_items_in_batch=1, autocast=self._autocast)
-            found = (float(got.loss), got.num_labels, *num_right(got, inputs))
-            sums = [a + b for a, b in zip(sums, found, strict=True)]
-        loss, num_labels, right, count = self._over_processes(sums)
-        metrics = {
-            f"{metric_key_prefix}_loss": loss / max(num_labels, 1.0),
-            f"{metric_key_prefix}_accuracy": right / max(count, 1.0),
-        }
+            tally.add(got, inputs, batch)
+        tally.sums = self._over_processes(tally.sums)
+        metrics = tally.metrics(metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def num_right(outcome: Outcome, inputs: Mapping[str, Any], unanswerable: Tensor | None = None) -> tuple[int, int]:
-    """How many predictions of a batch are right, and of how many: what accuracy is the share of.
-
-    Where texts have questions, a prediction is an answer, and right if all of it is. Elsewhere it is a label.
-
-    Args:
-        outcome: What came of the batch.
-        inputs: The batch.
-        unanswerable: `[B]` rows without their answer, which are left out; None: there are none.
-    """
-    if "text_lengths" not in inputs:
-        return int(outcome.num_right), outcome.num_labels
-    labels = inputs["labels"]
-    is_asked = (labels != IGNORE).reshape(len(labels), -1).any(1)
-    if unanswerable is not None:
-        is_asked = is_asked & ~unanswerable
-    return int((is_asked & (outcome.num_wrong == 0)).sum()), int(is_asked.sum())
 
 
 class _LogWhenSaved(TrainerCallback):
