@@ -240,10 +240,54 @@ def test_facts_come_apart(first_segments: int) -> None:
         Carried(apart=True)
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_a_waiting_lane_goes_on_where_it_stood(apart: bool) -> None:
+@pytest.mark.parametrize("questions", [1, 2])
+@pytest.mark.parametrize("asked_early", [0.0, 0.3, 1.0, None])
+def test_a_lane_that_waits_is_asked_now_and_then_about_something_else(
+    asked_early: float | None, questions: int
+) -> None:
     model = model_of()
-    carried = Carried(12.0, drop_lost=False, first_segments=8, wait=True, apart=apart)
+    carried = Carried(12.0, drop_lost=False, first_segments=8, wait=True, asked_early=asked_early)
+    examples = replace(examples_of("reason"), questions=questions)
+    lanes = TaskLanes(model, examples, carried, num_lanes=3, num_segments=4, seed=0)
+    waiting, asked, endings = 0, 0, dict[tuple[int, int], set[tuple[int, ...]]]()
+    for step in range(150):
+        lives = [life["number"] for life in lanes.standing()["lives"]]
+        batch = read(lanes, model, step)
+        rows = batch.get("texts", torch.arange(3)).tolist()
+        early = batch.get("unanswerable", torch.zeros(len(rows), dtype=torch.bool)).tolist()
+        has_labels = (batch["labels"] != -100).any(1).tolist()
+        for row, lane in enumerate(rows):
+            if row and rows[row - 1] == lane:
+                continue
+            if not early[row]:
+                assert has_labels[row]
+                continue
+            waiting, asked = waiting + 1, asked + has_labels[row]
+            assert rows.count(lane) == (questions if has_labels[row] else 1), "what is not asked is no row"
+            if has_labels[row]:
+                length = int(batch["text_lengths"][row])
+                ending = batch["input_ids"][row][length:][batch["attention_mask"][row, length:].bool()]
+                endings.setdefault((lane, lives[lane]), set()).add(tuple(ending.tolist()))
+    expected = 1.0 if asked_early is None else asked_early
+    assert waiting > 100
+    assert abs(asked / waiting - expected) < (0.15 if 0 < expected < 1 else 1e-9)
+    most = max((len(different) for different in endings.values()), default=0)
+    assert (most == 1) if asked_early is None else (most > 2) if asked_early else (most == 0)
+
+
+def test_a_share_of_the_steps_that_are_waited_is_one() -> None:
+    for settings in ({"asked_early": 0.5}, {"asked_early": 1.5, "wait": True}, {"asked_early": -0.1, "wait": True}):
+        with pytest.raises(
+            ConfigError, match=r"asked_early=.*: a share, 0 to 1, of the steps in which carried lanes wait"
+        ):
+            Carried(**settings)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("asked_early", [None, 0.5])
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_waiting_lane_goes_on_where_it_stood(apart: bool, asked_early: float | None) -> None:
+    model = model_of()
+    carried = Carried(12.0, drop_lost=False, first_segments=8, wait=True, apart=apart, asked_early=asked_early)
     task = "reason" if apart else "detect"
     lanes, other = (TaskLanes(model, examples_of(task), carried, num_lanes=3, num_segments=4, seed=0) for _ in range(2))
     for step in range(7):

@@ -44,6 +44,7 @@ class CarriedRecipe(Strict):
     wait: bool = False
     ordinary: float = Field(0.0, ge=0, lt=1)
     apart: bool = False
+    asked_early: float | None = Field(None, ge=0, le=1)
 
     def build(self) -> Carried:
         """How lanes are carried."""

@@ -191,6 +191,11 @@ class TaskExamples:
         )
         return [self.ending(each) for each in (sample, *others)]
 
+    def other_endings(self, rng: random.Random) -> list[Example]:
+        """Questions about facts that are in no text; see `endings`."""
+        task = self.tasks[rng.randrange(len(self.tasks))]
+        return self.endings(task, task.draw(rng), rng)
+
     def all_asked(self, text: list[int], endings: Sequence[Example]) -> Example:
         """A text with several endings."""
         first, *others = (self.asked(text, ending) for ending in endings)

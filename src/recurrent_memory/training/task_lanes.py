@@ -23,7 +23,7 @@ from ..errors import ConfigError, RecipeError
 from ..model import RecurrentMemoryModel
 from ..state import MemoryState
 from .bptt import Outcome
-from .examples import Example, collate, without_answer
+from .examples import Example, collate, unlabelled, without_answer
 from .task_examples import TaskExamples
 
 _SKIPPED_TOKENS = 4096
@@ -40,19 +40,23 @@ class Carried:
         first_segments: The facts stand in so many first segments; they are asked for after these, and then in every step.
         wait: Whether the facts come only after a while, on average as long as they are then asked for: else a lane's memory is
             always new when they come, and what stands in it after thousands of segments without them is never seen. What is
-            right until then is one answer as often as another.
+            right until then is one answer as often as another; see `asked_early`.
         spread: Whether mean lifetimes go, evenly in their logarithm, from one step for the first lane up to `lifetime` for the
             last, so that facts of every age are asked for, and writing them is not forgotten for keeping them; else all lanes have
             the same.
         apart: Whether a lane that waits does so before each further fact again, so that one is held for long when the next comes:
             else all facts of a sample stand in `first_segments` segments, as they hardly ever do in a long text. With `wait` only.
+        asked_early: How often, of its steps, a lane that waits is asked, 0…1. It is asked about facts that are drawn anew each
+            time, and are in no text. None: in every step, and about the facts that it will be told, so that for as long as it
+            waits one answer is right that nobody can know: the longer the wait, the more a model learns to guess it.
         ordinary: The share of the lanes that begin anew in every step, as examples that are not carried do: where nothing is said
             in most steps, what is hard to write, such as a fact that the end of a segment cuts in two, is forgotten.
         keep: The weight of the loss that a memory stays as it is in steps in which nothing is said, but for a lane's first one
             (`keeping.kept_loss`, its mean over segments).
 
     Raises:
-        ConfigError: if a number is below 1, `keep` below 0, `ordinary` no share below 1, or `apart` is without `wait`.
+        ConfigError: if a number is below 1, `keep` below 0, `ordinary` or `asked_early` no share, or `apart` or `asked_early` without
+            `wait`.
     """
 
     lifetime: float = 1000.0
@@ -63,10 +67,16 @@ class Carried:
     wait: bool = False
     ordinary: float = 0.0
     apart: bool = False
+    asked_early: float | None = None
 
     def __post_init__(self) -> None:
         if self.apart and not self.wait:
             raise ConfigError("apart: facts come apart in carried lanes that wait; give wait: true, or leave apart out")
+        if self.asked_early is not None and not (self.wait and 0 <= self.asked_early <= 1):
+            raise ConfigError(
+                f"asked_early={self.asked_early}: a share, 0 to 1, of the steps in which carried lanes wait; give wait: true, or "
+                "leave it out"
+            )
         if not 0 <= self.ordinary < 1:
             raise ConfigError(f"ordinary={self.ordinary}, a share of the carried lanes, must be at least 0 and below 1")
         if not self.keep >= 0:
@@ -197,7 +207,10 @@ class TaskLane:
         self._text, self._endings, self._starts = self._examples.begin(
             rng, self._first_tokens, partial(self._places, before)
         )
-        longest = max(len(ending["input_ids"]) for ending in self._endings)
+        self._check(self._endings)
+
+    def _check(self, endings: list[Example]) -> None:
+        longest = max(len(ending["input_ids"]) for ending in endings)
         if longest > self._max_question:
             raise ConfigError(
                 f"a question with its answer has {longest} tokens, more than a segment "
@@ -220,6 +233,20 @@ class TaskLane:
     def take(self, num_tokens: int) -> Example:
         """The next tokens of the text, and its questions after them."""
         return self._examples.all_asked(self._slice(num_tokens), self._endings)
+
+    def take_early(self, num_tokens: int, rng: random.Random, asked_early: float | None) -> Example:
+        """The next tokens of a text that waits, with questions that it does not answer, or one that nothing is learned from.
+
+        Raises:
+            ConfigError: if a question is too long.
+        """
+        if asked_early is None:
+            return without_answer(self.take(num_tokens))
+        if rng.random() < asked_early:
+            endings = self._examples.other_endings(rng)
+            self._check(endings)
+            return without_answer(self._examples.all_asked(self._slice(num_tokens), endings))
+        return unlabelled(without_answer(self._examples.all_asked(self._slice(num_tokens), self._endings[:1])))
 
     def _slice(self, num_tokens: int) -> list[int]:
         start = self.life.tokens
@@ -298,10 +325,10 @@ class TaskLanes:
         for number, lane in zip(self._numbers, self._lanes, strict=True):
             segments = max(self._carried.first_segments, self._num_segments) if lane.tells else self._num_segments
             tokens = segments * self._length
-            if lane.waits:
-                examples.append(without_answer(lane.take(tokens)))
-                continue
             rng = random.Random(f"{self._seed}/{number}/{step}")
+            if lane.waits:
+                examples.append(lane.take_early(tokens, rng, self._carried.asked_early))
+                continue
             if rng.random() < self._examples.partial:
                 tokens -= rng.randrange(self._length)
             examples.append(lane.take(max(tokens, self._carried.first_segments * self._length if lane.tells else 1)))
