@@ -167,7 +167,10 @@ def test_output_that_cannot_be_written_is_an_error() -> None:
     with open("/dev/full", "wb") as full:
         result = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 2
-    assert result.stderr == "rmt: [Errno 28] No space left on device; check the file, the disk and the permissions\n"
+    assert result.stderr == (
+        "rmt: no space is left on the disk. Free some space, or choose a folder on another disk "
+        "([Errno 28] No space left on device); what was saved before is kept\n"
+    )
 
 
 def test_an_argument_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
