@@ -96,9 +96,7 @@ def writing_into(folder: str | os.PathLike[str]) -> Generator[None]:
         code = _code_of(error, lambda name: Path(os.path.realpath(name)).is_relative_to(place))
         if code not in _WHEN_WRITING:
             raise
-        output_error = OutputError(f"Cannot write into '{folder}': {_WHEN_WRITING[code]}")
-        output_error.errno = code
-        raise output_error from error
+        raise _with_code(OutputError(f"Cannot write into '{folder}': {_WHEN_WRITING[code]}"), code) from error
 
 
 def why_not_written(error: BaseException) -> str | None:
@@ -205,6 +203,9 @@ def _code_of(error: BaseException, is_ours: Callable[[str], bool]) -> int | None
 
 def _output_error(path: str | os.PathLike[str], code: int) -> OutputError:
     reason = _WHEN_WRITING.get(code) or _WHEN_NAMED.get(code) or f"{os.strerror(code)}. Choose another place."
-    error = OutputError(f"Cannot write '{path}': {reason} {_UNCHANGED}")
+    return _with_code(OutputError(f"Cannot write '{path}': {reason} {_UNCHANGED}"), code)
+
+
+def _with_code(error: OutputError, code: int) -> OutputError:
     error.errno = code
     return error

@@ -26,9 +26,9 @@ def test_attempts_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = tmp_path / "a.spent"
     started = time.monotonic()
     first = run(path, "import time; kept = bytearray(60_000_000); time.sleep(1)").values()
-    second = run(path, "import time; time.sleep(0.5)").values()
+    second = run(path, "import time; time.sleep(0.7)").values()
     assert (first["attempts"], second["attempts"]) == (1, 2)
-    assert 1 <= first["elapsed_s"] < second["elapsed_s"] - 0.3  # half a second more, each rounded to a tenth
+    assert 1 <= first["elapsed_s"] < second["elapsed_s"] - 0.4
     assert second["elapsed_s"] <= time.monotonic() - started + 0.1
     if Path("/proc/self/status").exists():
         assert first["peak_rss_mb"] > 60
