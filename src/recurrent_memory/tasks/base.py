@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -10,6 +11,9 @@ from ..errors import ConfigError
 
 Placement = Literal["first", "anywhere", "alone"]
 """Where facts stand: together at the start of a long text; at random places in it, in their order; or they are the text."""
+
+Fits = Callable[[Sequence[str]], bool]
+"""Whether so many facts still fit where they are to stand; more of them never fit better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,4 +82,13 @@ class AsksMore(Task, Protocol):
 
     def ask_more(self, rng: random.Random, sample: Sample, number: int) -> list[Sample]:
         """Other questions about the facts of a sample, at most `number`; fewer where there are no more."""
+        ...
+
+
+@runtime_checkable
+class DrawsFitting(Task, Protocol):
+    """A task that need not finish a sample to see that it is too long: most of its samples would be, in a short text."""
+
+    def draw_fitting(self, rng: random.Random, fits: Fits) -> Sample | None:
+        """The next sample, or None as soon as its facts do not fit."""
         ...

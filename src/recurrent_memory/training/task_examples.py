@@ -13,12 +13,14 @@ from ..tasks.alone import draw_alone
 from ..tasks.base import AsksMore, Sample, Task
 from ..tasks.noise_window import Boundary, NoiseWindow, SampleText
 from ..tasks.pieces import PieceEncoder, plain_tokenizer
-from ..tasks.placing import draw_placed
+from ..tasks.placing import TRIES, draw_placed
 from .examples import Example, without_answer
 from .passages import HardPassages, from_anywhere, phrases_of_facts
 
 Form = Literal["text", "class", "target"]
 """How a model answers: it writes on (decoders), names a class (classifiers), or has a decoder of its own (T5)."""
+
+_CUT_SHORT_TRIES = 200
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,9 @@ class TaskExamples:
             return self.all_asked(text.slice(0, most).tolist(), self.endings(task, sample, rng))
         if rng.random() < self.partial:
             length -= rng.randrange(min(self.segment_length, most))
-        for tokens in (length, most):  # in a text cut short the facts may not fit
+        for tokens, tries in ((length, _CUT_SHORT_TRIES), (most, TRIES)):  # in a text cut short the facts may not fit
             try:
-                sample, targets, limit = draw_placed(task, self._encoder, tokens, rng)
+                sample, targets, limit = draw_placed(task, self._encoder, tokens, rng, tries)
             except ConfigError:
                 continue
             window = NoiseWindow(self._noise(rng), self._tokenizer, piece_chars=8 * tokens)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...errors import ConfigError
-from ..base import Placement, Sample, Task
+from ..base import Fits, Placement, Sample, Task
 from ..whereabouts import PLACES
 from .files import BabiFileTask, load_babi_samples
 from .relations import ask_more_relations, draw_relations
@@ -40,13 +40,19 @@ class GeneratedBabiTask:
 
     name: str
     answers: tuple[str, ...] | None
-    sampler: Callable[[random.Random], Sample]
+    sampler: Callable[[random.Random, Fits], Sample | None]
     asker: Callable[[random.Random, Sample, int], list[Sample]] = ask_more_of_a_story
     placement: Placement = "anywhere"
 
     def draw(self, rng: random.Random) -> Sample:
         """A story up to one of its questions."""
-        return self.sampler(rng)
+        sample = self.sampler(rng, lambda _: True)
+        assert sample is not None, "everything fits"
+        return sample
+
+    def draw_fitting(self, rng: random.Random, fits: Fits) -> Sample | None:
+        """The same, or None as soon as it does not fit."""
+        return self.sampler(rng, fits)
 
     def ask_more(self, rng: random.Random, sample: Sample, number: int) -> list[Sample]:
         """Other questions of the same kind about its facts."""
@@ -57,7 +63,7 @@ _GENERATED = {
     "qa1": GeneratedBabiTask("qa1", PLACES, draw_where_is_person),
     "qa2": GeneratedBabiTask("qa2", PLACES, draw_where_is_object),
     "qa3": GeneratedBabiTask("qa3", PLACES, draw_where_was_object),
-    "qa4": GeneratedBabiTask("qa4", PLACES, draw_relations, ask_more_relations),
+    "qa4": GeneratedBabiTask("qa4", PLACES, lambda rng, _: draw_relations(rng), ask_more_relations),
     "qa5": GeneratedBabiTask("qa5", (*GIVERS, *OBJECTS), draw_who_gave),
 }
 

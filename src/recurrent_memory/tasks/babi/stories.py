@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...errors import InputError
-from ..base import Sample
+from ..base import Fits, Sample
 from ..whereabouts import PEOPLE, PLACES
 from .world import OBJECTS, Event, Kind, World, say, understood
 
@@ -34,38 +34,45 @@ class _Asked:
 _Ask = Callable[[World, random.Random], _Asked | None]
 
 
-def draw_where_is_person(rng: random.Random) -> Sample:
+def draw_where_is_person(rng: random.Random, fits: Fits | None = None) -> Sample | None:
     """Task 1: "Where is Mary?", one supporting fact."""
-    return _draw(rng, World(PEOPLE, {"go": 1}, rng), _where_is_person, PLACES)
+    return _draw(rng, World(PEOPLE, {"go": 1}, rng), _where_is_person, PLACES, fits)
 
 
-def draw_where_is_object(rng: random.Random) -> Sample:
+def draw_where_is_object(rng: random.Random, fits: Fits | None = None) -> Sample | None:
     """Task 2: "Where is the milk?", two supporting facts."""
-    return _draw(rng, World(PEOPLE, {"go": 1, "take": 1, "drop": 1}, rng), _where_is_object, PLACES)
+    return _draw(rng, World(PEOPLE, {"go": 1, "take": 1, "drop": 1}, rng), _where_is_object, PLACES, fits)
 
 
-def draw_where_was_object(rng: random.Random) -> Sample:
+def draw_where_was_object(rng: random.Random, fits: Fits | None = None) -> Sample | None:
     """Task 3: "Where was the milk before the garden?", three supporting facts."""
     world = World(PEOPLE, {"go": 1, "take": 1, "drop": 1}, rng)
-    return _draw(rng, world, _where_was_object, PLACES, taken_there_share=0.2)
+    return _draw(rng, world, _where_was_object, PLACES, fits, taken_there_share=0.2)
 
 
-def draw_who_gave(rng: random.Random) -> Sample:
+def draw_who_gave(rng: random.Random, fits: Fits | None = None) -> Sample | None:
     """Task 5: "Who gave the milk to Fred?", one supporting fact, answered with a person or a thing."""
     # Giving is tried four times as often as the rest, by the shares of statements in the files.
     weights: dict[Kind, int] = {"go": 1, "take": 1, "drop": 1, "give": 4}
-    return _draw(rng, World(GIVERS, weights, rng), _who_gave, (*GIVERS, *OBJECTS))
+    return _draw(rng, World(GIVERS, weights, rng), _who_gave, (*GIVERS, *OBJECTS), fits)
 
 
 def _draw(
-    rng: random.Random, world: World, ask: _Ask, answers: tuple[str, ...], taken_there_share: float = 1.0
-) -> Sample:
-    """A story up to one of its questions, each equally likely; the other questions are left out, as in BABILong."""
+    rng: random.Random,
+    world: World,
+    ask: _Ask,
+    answers: tuple[str, ...],
+    fits: Fits | None,
+    taken_there_share: float = 1.0,
+) -> Sample | None:
+    """A story up to one of its questions, each equally likely, without the others, as in BABILong; None as soon as it does not fit."""
     facts: list[str] = []
     wanted = rng.randrange(QUESTIONS_PER_STORY)
     while True:
         for _ in range(2):
             facts.append(say(world.step(), rng, taken_there_share, dropped_there_share=0.2))
+        if fits is not None and not fits(facts):
+            return None
         asked = ask(world, rng)
         if asked is None:
             continue
