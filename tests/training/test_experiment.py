@@ -99,9 +99,28 @@ def test_a_stage_may_have_the_task_in_another_way(tmp_path: Path) -> None:
     assert [stage.examples for stage in others] == [None, None]
 
 
+def test_options_may_be_of_one_task_of_several(tmp_path: Path) -> None:
+    """A task that is named twice is drawn twice as often."""
+    task = {"name": ["reason", "reason", "detect"], "options": {"reason": {"converse": False}}}
+    recipe = load_experiment(written(tmp_path, task=task, stages=[1])).task
+    assert recipe is not None
+    one_sided = load_task("reason", converse=False)
+    assert recipe.settings()["tasks"] == (one_sided, one_sided, load_task("detect"))
+    shared = recipe.changed({"name": "reason", "options": {"converse": False, "reason": {"converse": True}}})
+    assert shared.settings()["tasks"] == (load_task("reason", converse=True),)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"task": {"name": "detect", "options": {"reason": {"converse": False}}}, "stages": [1]},
+            "options: reason: .* must be options, NAME: VALUE, of a task that is learned; that is detect",
+        ),
+        (
+            {"task": {"name": "reason", "options": {"reason": False}}, "stages": [1]},
+            "options: reason: False must be options",
+        ),
         (
             {"stages": [{"num_segments": 1, "task": {"partial": 0.1}}]},
             "a stage has a task of its own, the experiment none",

@@ -15,8 +15,8 @@ class TaskRecipe(Strict):
     """What is learned: questions about facts in long texts; see `TaskExamples`.
 
     Args:
-        name: A task, or several, of which one is drawn for each example.
-        options: Of the tasks, such as `source: FOLDER` for bAbI's files.
+        name: A task, or several, of which one is drawn for each example; one that is named twice, twice as often.
+        options: Of the tasks, such as `source: FOLDER` for bAbI's files; under a task's own name, of that one alone.
         noise: Folders, files or hub ids of texts that the facts are hidden in; none where they are the text.
         noise_chars: How much of it is kept in RAM.
         partial: How often the last segment of a text is cut short, 0…1.
@@ -54,6 +54,12 @@ class TaskRecipe(Strict):
         for name in self.name:
             if name not in known:
                 raise ConfigError(f"{name!r} is not a task; there are {', '.join(known)}")
+        for name in self.options.keys() & set(known):
+            if name not in self.name or not isinstance(self.options[name], dict):
+                raise ConfigError(
+                    f"options: {name}: {self.options[name]!r} must be options, NAME: VALUE, of a task that is learned; "
+                    f"that is {', '.join(self.name)}"
+                )
         return self
 
     def changed(self, changes: dict[str, Any]) -> TaskRecipe:
@@ -79,4 +85,8 @@ class TaskRecipe(Strict):
             ConfigError: if a task does not take the options.
         """
         rest = self.model_dump(exclude={"name", "options", "noise", "noise_chars"})
-        return {"tasks": tuple(load_task(name, **self.options) for name in self.name), **rest}
+        return {"tasks": tuple(load_task(name, **self._options_of(name)) for name in self.name), **rest}
+
+    def _options_of(self, name: str) -> dict[str, Any]:
+        shared = {key: value for key, value in self.options.items() if key not in self.name}
+        return {**shared, **self.options.get(name, {})}
