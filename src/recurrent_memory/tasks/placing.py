@@ -11,7 +11,7 @@ from .pieces import PieceEncoder
 
 _SLACK_TOKENS = 4  # a fact may take a token more between other words
 TRIES = 2000
-"""Of stories of bAbI's third task every 40th fits 100 tokens, none fits 20."""
+"""Of 10,000 stories of bAbI's third task 284 fit 100 tokens of the small model's, 59 fit 60; the shortest has 40."""
 
 
 def draw_placed(
