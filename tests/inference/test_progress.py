@@ -40,6 +40,16 @@ def test_lines_where_nobody_watches(capsys: pytest.CaptureFixture[str], monkeypa
     assert printed.err.splitlines() == ["5,000 tokens, 50%, 100 tokens/s, 0:50 left", "9,000 tokens, 107 tokens/s"]
 
 
+def test_other_things_are_counted_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    progress = make_progress(True, "passages")
+    progress.update(128, 0.128)
+    now[0] = 200.0
+    progress.update(256, 0.256)
+    assert capsys.readouterr().err == "256 passages, 26%, 1.3 passages/s, 9:41 left\n"  # 74.4 % at 12.8 % in 100 s
+
+
 def test_a_short_reading_prints_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     progress = make_progress(True)
     progress.update(1000, 1.0)

@@ -272,7 +272,7 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    monkeypatch.setattr(reader_module, "make_progress", lambda wanted: recorder)
+    monkeypatch.setattr(reader_module, "make_progress", lambda *_: recorder)
     return recorder
 
 

@@ -85,6 +85,19 @@ def test_a_stage_ends_at_its_target_and_the_next_begins_with_the_best(
         assert (tmp_path / stage / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_stage_may_be_measured_in_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int, int]] = []
+    evaluate = RecurrentMemoryTrainer.evaluate
+
+    def watched(trainer: RecurrentMemoryTrainer, *args: Any, **settings: Any) -> Any:
+        seen.append((trainer.num_segments, trainer.state.global_step, trainer.num_eval_examples))
+        return evaluate(trainer, *args, **settings)
+
+    monkeypatch.setattr(RecurrentMemoryTrainer, "evaluate", watched)
+    run(tmp_path, Curriculum((Stage(1, 4), Stage(2, 6, eval_every=3, num_eval_examples=7))))
+    assert seen == [(1, 2, 4), (1, 4, 4), (2, 3, 7), (2, 6, 7)]
+
+
 def test_few_checkpoints_are_kept_and_the_best_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, [0.7, 0.2, 0.3, 0.4])
     _, (result,), _ = run(tmp_path, Curriculum.of([2], max_steps=8), save_total_limit=1)

@@ -1,4 +1,4 @@
-"""Layers whose matrix products are of whole numbers in eight bits: faster on CPUs that have instructions for it.
+"""Layers whose matrix products are of whole numbers in eight bits: faster on CPUs that have instructions for it, the same on others.
 
 Weights are rounded once, with a scale for each output channel; what they are multiplied with is rounded as it comes, with a scale
 for each position (dynamic quantization; LLM.int8() without its outliers, Dettmers et al., arXiv:2208.07339, section 2.2). So a
@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import ConfigError
 from .base import Backbone
+from .int8_product import multiply
 
 _LARGEST = 127
 
@@ -49,8 +50,7 @@ class Int8Linear(nn.Module):
                 "a model in int8 cannot be trained, nothing comes back through its rounding; load it in float32"
             )
         rounded, scale = _rounded(hidden.reshape(-1, hidden.shape[-1]))
-        # PyTorch has no other product of two int8 matrices; torchao calls it as well.
-        product = torch._int_mm(rounded, self.weight.t()) * scale  # pyright: ignore[reportPrivateUsage]
+        product = multiply(rounded, self.weight) * scale
         whole = product * self.scale if self.bias is None else torch.addcmul(self.bias, product, self.scale)
         return whole.view(*hidden.shape[:-1], len(self.scale))
 

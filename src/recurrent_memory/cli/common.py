@@ -18,6 +18,7 @@ import typer
 
 from ..errors import ConfigError, InputError, RecurrentMemoryError
 from ..files import why_not_written
+from .slow_dtype import slowness
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,6 +110,7 @@ class Common:
             torch.manual_seed(self.seed)
         model, tokenizer = load_model(name, self.device, self.dtype, backbone=self.backbone, merged=True)
         model.fast = self.fast
+        self.warn_of(self.dtype, model.device.type)
         return model, tokenizer
 
     def load_plain_model(self, name: str) -> tuple[PreTrainedModel, Any]:
@@ -118,7 +120,14 @@ class Common:
         if self.backbone is not None:
             raise ConfigError(f"--backbone {self.backbone}: {name} has no memory, and is whole; leave it out")
         self.use_threads()
-        return load_plain_model(name, self.device, self.dtype)
+        model, tokenizer = load_plain_model(name, self.device, self.dtype)
+        self.warn_of(self.dtype, model.device.type)
+        return model, tokenizer
+
+    def warn_of(self, dtype: str, device_type: str) -> None:
+        """Say on stderr if a dtype is slow there, before hours of it."""
+        if (line := slowness(dtype, device_type)) is not None:
+            typer.echo(line, err=True)
 
     def load_state(self, path: str, model: str | None) -> tuple[RecurrentMemoryModel, Any, MemoryState]:
         """A state, the model that wrote it (or the one named), and its tokenizer."""

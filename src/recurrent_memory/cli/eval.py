@@ -175,7 +175,7 @@ def evaluate(
     if task == "lambada":
         from .eval_words import evaluate_words, show_words
 
-        with stoppable(), _bar() as tell:
+        with stoppable(), _bar("passages") as tell:
             words = evaluate_words(
                 common,
                 model,
@@ -258,11 +258,11 @@ def options_of(pairs: list[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _bar() -> Generator[Any]:
-    """Told the tokens of texts that are done, and of all: what is shared counts for each text."""
+def _bar(unit: str = "tokens") -> Generator[Any]:
+    """Told what is done, and all; of tokens, those of texts: what is shared counts for each text."""
     from ..inference.reader import showing
 
-    with showing(wanted=True) as progress:
+    with showing(True, unit) as progress:
         yield lambda done, total: progress.update(done, done / total)  # pyright: ignore[reportUnknownLambdaType]
 
 

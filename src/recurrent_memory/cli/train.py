@@ -75,6 +75,8 @@ def _train_small(common: Common, path: str, overrides: list[str], *, resume: boo
 
 
 def _train_experiment(common: Common, path: str, overrides: list[str], *, resume: bool, check: bool) -> None:
+    import torch
+
     from ..training.experiment import load_experiment, run_experiment
 
     if common.dtype != "auto":
@@ -87,6 +89,8 @@ def _train_experiment(common: Common, path: str, overrides: list[str], *, resume
         return
     _set_threads(common)
     changes = _device_settings(common.device)
+    if os.environ.get("RANK", "0") == "0":
+        common.warn_of(loaded.precision, "cpu" if changes or not torch.accelerator.is_available() else "other")
     with _stage_bar() as report:
         _, results = run_experiment(loaded, resume=resume, report=report, disable_tqdm=True, **changes)
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks

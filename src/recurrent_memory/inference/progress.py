@@ -21,11 +21,11 @@ class Progress(Protocol):
         ...
 
 
-def make_progress(wanted: bool) -> Progress:
-    """A bar or lines on stderr, or nothing."""
+def make_progress(wanted: bool, unit: str = "tokens") -> Progress:
+    """A bar or lines on stderr, or nothing; `unit` is what is counted."""
     if not wanted:
         return _Silent()
-    return _Bar() if sys.stderr.isatty() else _Lines()
+    return _Bar(unit) if sys.stderr.isatty() else _Lines(unit)
 
 
 class _Silent:
@@ -37,9 +37,10 @@ class _Silent:
 
 
 class _Rate:
-    """Tokens a second, and the seconds left, since the first report: what was skipped before was not read."""
+    """How many a second, and the seconds left, since the first report: what was skipped before was not read."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
         self._start: tuple[float, int, float | None] | None = None
 
     def tell(self, tokens: int, fraction: float | None) -> tuple[str, str]:
@@ -53,12 +54,13 @@ class _Rate:
         left = ""
         if fraction is not None and first_fraction is not None and fraction > first_fraction:
             left = f"{_clock(elapsed_s * (1 - fraction) / (fraction - first_fraction))} left"
-        return f"{(tokens - first) / elapsed_s:,.0f} tokens/s", left
+        rate = (tokens - first) / elapsed_s
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {self._unit}/s", left
 
 
 class _Lines:
-    def __init__(self) -> None:
-        self._rate = _Rate()
+    def __init__(self, unit: str) -> None:
+        self._rate, self._unit = _Rate(unit), unit
         self._next = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def update(self, tokens: int, fraction: float | None) -> None:
@@ -68,7 +70,9 @@ class _Lines:
         self._next = time.monotonic() + SECONDS_BETWEEN_LINES
         share = "" if fraction is None else f"{fraction:.0%}"
         print(
-            ", ".join(part for part in (f"{tokens:,} tokens", share, rate, left) if part), file=sys.stderr, flush=True
+            ", ".join(part for part in (f"{tokens:,} {self._unit}", share, rate, left) if part),
+            file=sys.stderr,
+            flush=True,
         )
 
     def close(self) -> None:
@@ -76,16 +80,16 @@ class _Lines:
 
 
 class _Bar:
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
-        self._rate = _Rate()
+        self._rate = _Rate(unit)
         columns: list[Any] = [
             TextColumn("Reading"),
             BarColumn(),
-            TextColumn("{task.fields[tokens]} tokens"),
+            TextColumn("{task.fields[tokens]} " + unit),
             TextColumn("{task.fields[rate]}"),
             TextColumn("{task.fields[left]}"),
         ]

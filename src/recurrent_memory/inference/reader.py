@@ -381,9 +381,9 @@ def closing(feed: TokenFeed) -> Generator[TokenFeed]:
 
 
 @contextmanager
-def showing(wanted: bool) -> Generator[Progress]:
+def showing(wanted: bool, unit: str = "tokens") -> Generator[Progress]:
     """Show progress, and leave the terminal as it was."""
-    bar = make_progress(wanted)
+    bar = make_progress(wanted, unit)
     try:
         yield bar
     finally:

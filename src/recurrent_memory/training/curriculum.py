@@ -43,6 +43,8 @@ class Stage:
         target_accuracy: The held-out accuracy that ends it; None: the limit.
         learning_rate: Its own, at its highest; None: that of the Trainer's settings.
         eval_segments: Segments of the held-out examples; None: `num_segments`.
+        eval_every: Steps between measurements; None: as in the Trainer's settings.
+        num_eval_examples: How many held-out examples a measurement reads; None: as many as in the other stages.
         carried: Its texts go on from step to step, `num_segments` at a time; None: every step has texts of its own.
         candidates: Examples that are drawn for each place of a batch, of which the hardest is trained on (online hard example
             mining, `hardest`).
@@ -60,11 +62,14 @@ class Stage:
     carried: Carried | None = None
     candidates: int = 1
     examples: SegmentedExamples | None = None
+    eval_every: int | None = None
+    num_eval_examples: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_segments", "max_steps", "eval_segments", "candidates"):
+        optional = ("eval_segments", "eval_every", "num_eval_examples")
+        for name in ("num_segments", "max_steps", "candidates", *optional):
             value = getattr(self, name)
-            if value is None and name == "eval_segments":
+            if value is None and name in optional:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r} of a stage must be an int of at least 1")
@@ -203,7 +208,7 @@ def train_curriculum(
                 "num_segments": stage.num_segments,
                 "random_num_segments": curriculum.curriculum and curriculum.random_num_segments,
                 "backpropagation": backpropagation,
-                "num_eval_examples": num_eval_examples,
+                "num_eval_examples": stage.num_eval_examples or num_eval_examples,
                 "eval_examples": eval_examples,
                 "memory_learning_rate": memory_learning_rate,
                 "eval_segments": stage.eval_segments,
@@ -259,7 +264,7 @@ def _stage_args(args: TrainingArguments, stage: Stage, folder: Path, best_by: Be
     args = copy.copy(args)
     args.output_dir, args.max_steps = str(folder), stage.max_steps
     args.eval_strategy, args.save_strategy = IntervalStrategy.STEPS, SaveStrategy.STEPS
-    args.save_steps = args.eval_steps = min(args.eval_steps or stage.max_steps, stage.max_steps)
+    args.save_steps = args.eval_steps = min(stage.eval_every or args.eval_steps or stage.max_steps, stage.max_steps)
     if args.save_total_limit == 1:  # in the end the Trainer would keep the best alone, and nobody know how far it got
         args.save_total_limit = 2
     if stage.learning_rate is not None:

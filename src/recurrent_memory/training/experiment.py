@@ -202,6 +202,8 @@ class Experiment(Strict):
                 s.eval_segments,
                 s.carried.build() if s.carried is not None else None,
                 s.candidates,
+                eval_every=s.eval_every,
+                num_eval_examples=s.num_eval_examples,
             )
             for s in self.stages
         ]
