@@ -98,6 +98,21 @@ def test_a_stage_may_be_measured_in_its_own_way(tmp_path: Path, monkeypatch: pyt
     assert seen == [(1, 2, 4), (1, 4, 4), (2, 3, 7), (2, 6, 7)]
 
 
+def test_a_stage_may_have_another_batch_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    step = RecurrentMemoryTrainer.training_step
+
+    def watched(trainer: RecurrentMemoryTrainer, model: Any, inputs: Any, *args: Any) -> Any:
+        seen.append(len(inputs["input_ids"]))
+        return step(trainer, model, inputs, *args)
+
+    monkeypatch.setattr(RecurrentMemoryTrainer, "training_step", watched)
+    run(tmp_path, Curriculum((Stage(1, 2), Stage(1, 3, batch_size=5), Stage(1, 1))))
+    size = arguments(tmp_path, eval_steps=2).per_device_train_batch_size
+    assert size != 5
+    assert seen == [size] * 2 + [5] * 3 + [size]
+
+
 def test_few_checkpoints_are_kept_and_the_best_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, [0.7, 0.2, 0.3, 0.4])
     _, (result,), _ = run(tmp_path, Curriculum.of([2], max_steps=8), save_total_limit=1)

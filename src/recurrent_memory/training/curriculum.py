@@ -45,6 +45,7 @@ class Stage:
         eval_segments: Segments of the held-out examples; None: `num_segments`.
         eval_every: Steps between measurements; None: as in the Trainer's settings.
         num_eval_examples: How many held-out examples a measurement reads; None: as many as in the other stages.
+        batch_size: Examples that a process reads at once; None: as in the Trainer's settings.
         carried: Its texts go on from step to step, `num_segments` at a time; None: every step has texts of its own.
         candidates: Examples that are drawn for each place of a batch, of which the hardest is trained on (online hard example
             mining, `hardest`).
@@ -64,9 +65,10 @@ class Stage:
     examples: SegmentedExamples | None = None
     eval_every: int | None = None
     num_eval_examples: int | None = None
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        optional = ("eval_segments", "eval_every", "num_eval_examples")
+        optional = ("eval_segments", "eval_every", "num_eval_examples", "batch_size")
         for name in ("num_segments", "max_steps", "candidates", *optional):
             value = getattr(self, name)
             if value is None and name in optional:
@@ -267,6 +269,8 @@ def _stage_args(args: TrainingArguments, stage: Stage, folder: Path, best_by: Be
     args.save_steps = args.eval_steps = min(stage.eval_every or args.eval_steps or stage.max_steps, stage.max_steps)
     if args.save_total_limit == 1:  # in the end the Trainer would keep the best alone, and nobody know how far it got
         args.save_total_limit = 2
+    if stage.batch_size is not None:
+        args.per_device_train_batch_size = stage.batch_size
     if stage.learning_rate is not None:
         args.learning_rate = stage.learning_rate
     args.metric_for_best_model, args.greater_is_better = best_by, best_by == "accuracy"

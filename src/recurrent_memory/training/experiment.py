@@ -204,6 +204,7 @@ class Experiment(Strict):
                 s.candidates,
                 eval_every=s.eval_every,
                 num_eval_examples=s.num_eval_examples,
+                batch_size=s.batch_size,
             )
             for s in self.stages
         ]

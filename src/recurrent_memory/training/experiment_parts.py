@@ -52,7 +52,7 @@ class CarriedRecipe(Strict):
 
 
 class StageRecipe(Strict):
-    """See `Stage`; the limit, the target, the learning rate and how it is measured are the experiment's where they are left out.
+    """See `Stage`; the limit, the target, the learning rate, `batch.size` and how it is measured are the experiment's where left out.
 
     `target_accuracy: null` is a stage that takes all its steps. `task` is what of the experiment's task it has in another way:
     easier questions, shorter texts.
@@ -65,6 +65,7 @@ class StageRecipe(Strict):
     eval_segments: int | None = Field(None, ge=1)
     eval_every: int | None = Field(None, ge=1)
     num_eval_examples: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
     carried: CarriedRecipe | None = None
     candidates: int = Field(1, ge=1)
     task: dict[str, Any] = Field(default_factory=dict[str, Any])
