@@ -36,7 +36,7 @@ Dtype = Annotated[
     str,
     typer.Option(
         "--dtype",
-        help="float32, bfloat16, float16, float64; auto: float32 on a CPU, the model's own elsewhere; int8: rounded, faster on most CPUs.",
+        help="float32, bfloat16, float16, float64; auto: float32 on a CPU, the model's own elsewhere; int8: rounded, often faster.",
     ),
 ]
 Fast = Annotated[
