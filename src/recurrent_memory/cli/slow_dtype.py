@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -43,10 +43,5 @@ def _seconds(dtype: torch.dtype) -> float:
     import torch
 
     rows, weight = torch.ones(128, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-    taken: list[float] = []
-    with torch.no_grad():
-        for _ in range(4):  # the first one prepares
-            began = time.perf_counter()
-            torch.nn.functional.linear(rows, weight)
-            taken.append(time.perf_counter() - began)
-    return min(taken[1:])
+    with torch.no_grad():  # the first one prepares
+        return min(timeit.repeat(lambda: torch.nn.functional.linear(rows, weight), number=1, repeat=4)[1:])

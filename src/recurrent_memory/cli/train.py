@@ -90,7 +90,9 @@ def _train_experiment(common: Common, path: str, overrides: list[str], *, resume
     _set_threads(common)
     changes = _device_settings(common.device)
     if os.environ.get("RANK", "0") == "0":
-        common.warn_of(loaded.precision, "cpu" if changes or not torch.accelerator.is_available() else "other")
+        common.warn_of(
+            loaded.precision, "cpu" if "use_cpu" in changes or not torch.accelerator.is_available() else "other"
+        )
     with _stage_bar() as report:
         _, results = run_experiment(loaded, resume=resume, report=report, disable_tqdm=True, **changes)
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
