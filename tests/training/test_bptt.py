@@ -28,7 +28,7 @@ from contract.cases import (
 from recurrent_memory import RecurrentMemoryModel
 from recurrent_memory.errors import ConfigError, InputError
 from recurrent_memory.memories.reference import IGNORE
-from recurrent_memory.training.bptt import Backpropagation, backpropagate, measure
+from recurrent_memory.training.bptt import Backpropagation, Outcome, backpropagate, measure
 from training.saved_bytes import SavedBytes
 from training.windows import window_loss
 
@@ -42,11 +42,13 @@ LAYERWISE_OF_EACH = [
 ONE_OF_EACH = [DECODERS[0], ENCODERS[0], ENCODERS[1], SEQ2SEQ[0], *LAYERWISE_OF_EACH]
 every_backbone = pytest.mark.parametrize("tiny", BACKBONES, ids=lambda tiny: tiny.name)
 one_of_each = pytest.mark.parametrize("tiny", ONE_OF_EACH, ids=lambda tiny: tiny.name)
-every_kind = pytest.mark.parametrize(
-    "method",
-    [Backpropagation(), Backpropagation("recompute"), Backpropagation("truncated", 4), Backpropagation("truncated", 9)],
-    ids=["full", "recompute", "truncated-4", "truncated-9"],
-)
+KINDS = {
+    "full": Backpropagation(),
+    "recompute": Backpropagation("recompute"),
+    "truncated-4": Backpropagation("truncated", 4),
+    "truncated-9": Backpropagation("truncated", 9),
+}
+every_kind = pytest.mark.parametrize("method", KINDS.values(), ids=KINDS)
 
 
 @pytest.fixture(autouse=True)
@@ -70,19 +72,19 @@ def taken(model: RecurrentMemoryModel, run: Callable[[RecurrentMemoryModel], Any
 
 
 @every_backbone
-@every_kind
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_loss_and_gradients_are_those_of_the_whole_graph(tiny: Tiny, method: Backpropagation, side: str) -> None:
+def test_loss_and_gradients_are_those_of_the_whole_graph(tiny: Tiny, side: str) -> None:
     model, inputs = model_of(tiny), example(tiny, side=side)
     output = model(**inputs)
     expected = gradients(model, output.loss)
-    outcome, actual = taken(model, lambda model: backpropagate(model, **inputs, method=method))
-    tolerance = TOLERANCE if tiny.exact else tiny.tolerance
-    assert_close(outcome.loss, output.loss, tolerance, "loss")
-    for name, gradient in expected.items():
-        assert_close(actual[name], gradient, tolerance, f"gradient of {name}")
     assert float(expected[first_parameter(model)].abs().max()) > 1e-3  # or the comparison would say nothing
-    assert_same_state(outcome.memory_state, output.memory_state.detach(), tolerance)
+    tolerance = TOLERANCE if tiny.exact else tiny.tolerance
+    for kind, method in KINDS.items():
+        outcome, actual = taken(model, lambda model, method=method: backpropagate(model, **inputs, method=method))
+        assert_close(outcome.loss, output.loss, tolerance, f"{kind}: loss")
+        for name, gradient in expected.items():
+            assert_close(actual[name], gradient, tolerance, f"{kind}: gradient of {name}")
+        assert_same_state(outcome.memory_state, output.memory_state.detach(), tolerance)
 
 
 WITH_QUESTIONS = ((2 * S + 3, 3), (1, S + 2), (2 * S, S), (0, 4), (S + 1, 0))  # tokens of a text, and of its question
@@ -109,9 +111,7 @@ def asked_after_folding(
 
 
 @every_backbone
-@every_kind
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_question_begins_a_segment_of_its_own(tiny: Tiny, method: Backpropagation, side: str) -> None:
+def test_a_question_begins_a_segment_of_its_own(tiny: Tiny) -> None:
     model = model_of(tiny)
     rows = [text_of(tiny, sum(lengths), row) for row, lengths in enumerate(WITH_QUESTIONS)]
     labels = labels_of(tiny, rows)
@@ -123,27 +123,37 @@ def test_a_question_begins_a_segment_of_its_own(tiny: Tiny, method: Backpropagat
         for row, label, (length, _) in zip(rows, labels, WITH_QUESTIONS, strict=True)
     ]
     slow = sum(loss for loss, _ in alone) / torch.tensor(7.0, dtype=torch.float64)
-    ids, mask = batch(rows, side)
+    expected = gradients(model, slow)
+    row_losses = torch.stack([loss.detach() for loss, _ in alone])
     lengths = torch.tensor([length for length, _ in WITH_QUESTIONS])
-    given = (ids, batch_labels(tiny, labels, side), mask, None, lengths)
-    outcome, actual = taken(model, lambda model: backpropagate(model, *given, method=method, num_items_in_batch=7))
     tolerance = TOLERANCE if tiny.exact else tiny.tolerance
-    assert_close(outcome.loss, slow, tolerance, "loss")
-    for name, gradient in gradients(model, slow).items():
-        assert_close(actual[name], gradient, tolerance, f"gradient of {name}")
-    for row, (_, state) in enumerate(alone):
-        assert_same_state(outcome.memory_state.index(row).trimmed(), state.detach().trimmed(), tolerance)
-    measured = measure(model, *given, num_items_in_batch=7)
-    assert_close(measured.loss, slow, tolerance, "measured loss")
-    for found in (outcome, measured):
-        assert int(found.num_right) + int(found.num_wrong.sum()) == found.num_labels
-        row_losses = torch.stack([loss.detach() for loss, _ in alone])
-        assert_close(found.row_losses, row_losses, tolerance, "losses of the rows")
+    for side in ("left", "right"):
+        ids, mask = batch(rows, side)
+        given = (ids, batch_labels(tiny, labels, side), mask, None, lengths)
+        measured = measure(model, *given, num_items_in_batch=7)
+        found = {"measured": measured}
+        for kind, method in KINDS.items():
+            outcome, actual = taken(
+                model,
+                lambda model, given=given, method=method: backpropagate(
+                    model, *given, method=method, num_items_in_batch=7
+                ),
+            )
+            for name, gradient in expected.items():
+                assert_close(actual[name], gradient, tolerance, f"{side}, {kind}: gradient of {name}")
+            for row, (_, state) in enumerate(alone):
+                assert_same_state(outcome.memory_state.index(row).trimmed(), state.detach().trimmed(), tolerance)
+            found[kind] = outcome
+        for kind, outcome in found.items():
+            assert_close(outcome.loss, slow, tolerance, f"{side}, {kind}: loss")
+            assert_close(outcome.row_losses, row_losses, tolerance, f"{side}, {kind}: losses of the rows")
+            assert int(outcome.num_right) + int(outcome.num_wrong.sum()) == outcome.num_labels
+            assert outcome.num_wrong.equal(measured.num_wrong)
         for row in range(len(rows)):
             alone_in_batch = measure(
                 model, ids[row : row + 1], given[1][row : row + 1], mask[row : row + 1], None, lengths[row : row + 1]
             )
-            assert int(alone_in_batch.num_wrong) == int(found.num_wrong[row])
+            assert int(alone_in_batch.num_wrong) == int(measured.num_wrong[row])
 
 
 # Questions about each text: tokens of the text, and of its questions.
@@ -151,11 +161,8 @@ SHARED = ((2 * S + 3, (3, S + 2, 1)), (1, (2,)), (2 * S, (S, 4)), (0, (4, 2)))
 
 
 @every_backbone
-@every_kind
 @pytest.mark.parametrize("learns_text", [False, True], ids=["question", "text"])
-def test_a_text_with_several_questions_is_as_if_read_for_each(
-    tiny: Tiny, method: Backpropagation, learns_text: bool
-) -> None:
+def test_a_text_with_several_questions_is_as_if_read_for_each(tiny: Tiny, learns_text: bool) -> None:
     model, per_token = model_of(tiny), not (tiny.is_classifier or tiny.is_seq2seq)
     rows: list[list[int]] = []
     texts, lengths = list[int](), list[int]()
@@ -171,18 +178,28 @@ def test_a_text_with_several_questions_is_as_if_read_for_each(
             label[: length + 1] = [IGNORE] * (length + 1)
     ids, mask = batch(rows, "right")
     given = (ids, batch_labels(tiny, labels, "right"), mask, None, torch.tensor(lengths))
-    expected, gradients_of_each = taken(model, lambda model: backpropagate(model, *given, method=method))
-    shared, actual = taken(model, lambda model: backpropagate(model, *given, torch.tensor(texts), method=method))
     # Where layers compute in float32, both are as far off the truth as one is elsewhere.
     tolerance = TOLERANCE if tiny.exact else 2 * tiny.tolerance
-    for found in (shared, measure(model, *given, torch.tensor(texts))):
-        assert_close(found.loss, expected.loss, tolerance, "loss")
-        assert_close(found.row_losses, expected.row_losses, tolerance, "losses of the rows")
+
+    def assert_same(found: Outcome, expected: Outcome, kind: str) -> None:
+        assert_close(found.loss, expected.loss, tolerance, f"{kind}: loss")
+        assert_close(found.row_losses, expected.row_losses, tolerance, f"{kind}: losses of the rows")
         assert found.num_wrong.equal(expected.num_wrong)
         assert found.num_right.equal(expected.num_right)
         assert_same_state(found.memory_state.trimmed(), expected.memory_state.trimmed(), tolerance)
-    for name, gradient in gradients_of_each.items():
-        assert_close(actual[name], gradient, tolerance, f"gradient of {name}")
+
+    measured = measure(model, *given, torch.tensor(texts))
+    for kind, method in KINDS.items():
+        expected, gradients_of_each = taken(
+            model, lambda model, method=method: backpropagate(model, *given, method=method)
+        )
+        shared, actual = taken(
+            model, lambda model, method=method: backpropagate(model, *given, torch.tensor(texts), method=method)
+        )
+        assert_same(shared, expected, kind)
+        assert_same(measured, expected, f"measured, {kind}")
+        for name, gradient in gradients_of_each.items():
+            assert_close(actual[name], gradient, tolerance, f"{kind}: gradient of {name}")
 
 
 def test_a_text_with_several_questions_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
