@@ -23,7 +23,7 @@ _COLUMNS = 2**24 // 128**2
 
 def by_integers(rows: Int8[Tensor, "R I"], weight: Int8[Tensor, "O I"]) -> Num[Tensor, "R O"]:
     """By PyTorch's product of int8 matrices."""
-    if rows.shape[1] == 1:  # where the CPU has VNNI, PyTorch's (2.13) leaves the result unwritten
+    if rows.shape[1] == 1:  # on a CPU with AMX PyTorch 2.13 leaves the result unwritten
         return rows.int() * weight.t().int()
     # PyTorch has no other; torchao calls it as well.
     return torch._int_mm(rows, weight.t())  # pyright: ignore[reportPrivateUsage]
