@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from recurrent_memory.errors import InputError
+from recurrent_memory.errors import ConfigError, InputError
 from recurrent_memory.tasks.babi import load_babi_samples, stories
-from recurrent_memory.tasks.babi.world import World, say, understood
+from recurrent_memory.tasks.babi.world import OBJECTS, World, say, understood
 from recurrent_memory.tasks.base import AsksMore, Sample
 from recurrent_memory.tasks.registry import load_task
+from recurrent_memory.tasks.whereabouts import PEOPLE
 from tasks.babi_reader import solve
 
 BABI = Path(__file__).parents[3] / "shared/data/babi"
@@ -176,3 +177,40 @@ def test_answers_are_balanced(name: str) -> None:
     ):
         mean = sum(counts[answer] for answer in kind) / max(1, len(kind))
         assert all(abs(counts[answer] - mean) < 4 * mean**0.5 for answer in kind), counts
+
+
+@pytest.mark.parametrize(("name", "order"), [("qa1", PEOPLE), ("qa2", OBJECTS), ("qa3", OBJECTS), ("qa5", OBJECTS)])
+def test_of_two_that_could_be_asked_about_an_uneven_task_prefers_the_first(name: str, order: Sequence[str]) -> None:
+    rng, task = random.Random(0), load_task(name, uneven=1e6)
+    checked = 0
+    for _ in range(1000):
+        sample = task.draw(rng)
+        assert isinstance(task, AsksMore)
+        assert task.ask_more(rng, sample, 3) == []
+        even = load_task(name)
+        assert isinstance(even, AsksMore)
+        others = [sample, *even.ask_more(rng, sample, 9)]
+        named = [next((word for word in order if word in re.findall(r"\w+", other.question)), None) for other in others]
+        if named[0] is None or len({*named} - {None}) < 2:
+            continue
+        checked += 1
+        assert named[0] == min((word for word in named if word), key=order.index)
+    assert checked > 20
+
+
+def test_an_uneven_task_tells_the_same_stories() -> None:
+    facts = [
+        [load_task("qa1", **options).draw(random.Random(seed)).facts[0] for seed in range(20)]
+        for options in ({}, {"uneven": 4})
+    ]
+    assert facts[0] == facts[1]
+
+
+@pytest.mark.parametrize(
+    "options", [{"uneven": 0.5}, {"uneven": float("nan")}, {"uneven": 4, "source": "folder"}]
+)
+def test_what_cannot_be_uneven_is_an_error(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="uneven"):
+        load_task("qa1", **options)
+    with pytest.raises(ConfigError, match="directions"):
+        load_task("qa4", uneven=4)

@@ -8,7 +8,7 @@ statement is about, as things stand by then. Five questions make a story.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...errors import InputError
@@ -31,30 +31,32 @@ class _Asked:
     supporting: tuple[int, ...]
 
 
-_Ask = Callable[[World, random.Random], _Asked | None]
+_Ask = Callable[[World, random.Random, float], _Asked | None]
 
 
-def draw_where_is_person(rng: random.Random, fits: Fits | None = None) -> Sample | None:
+def draw_where_is_person(rng: random.Random, fits: Fits | None = None, uneven: float = 1.0) -> Sample | None:
     """Task 1: "Where is Mary?", one supporting fact."""
-    return _draw(rng, World(PEOPLE, {"go": 1}, rng), _where_is_person, PLACES, fits)
+    return _draw(rng, World(PEOPLE, {"go": 1}, rng), _where_is_person, PLACES, fits, uneven=uneven)
 
 
-def draw_where_is_object(rng: random.Random, fits: Fits | None = None) -> Sample | None:
+def draw_where_is_object(rng: random.Random, fits: Fits | None = None, uneven: float = 1.0) -> Sample | None:
     """Task 2: "Where is the milk?", two supporting facts."""
-    return _draw(rng, World(PEOPLE, {"go": 1, "take": 1, "drop": 1}, rng), _where_is_object, PLACES, fits)
+    return _draw(
+        rng, World(PEOPLE, {"go": 1, "take": 1, "drop": 1}, rng), _where_is_object, PLACES, fits, uneven=uneven
+    )
 
 
-def draw_where_was_object(rng: random.Random, fits: Fits | None = None) -> Sample | None:
+def draw_where_was_object(rng: random.Random, fits: Fits | None = None, uneven: float = 1.0) -> Sample | None:
     """Task 3: "Where was the milk before the garden?", three supporting facts."""
     world = World(PEOPLE, {"go": 1, "take": 1, "drop": 1}, rng)
-    return _draw(rng, world, _where_was_object, PLACES, fits, taken_there_share=0.2)
+    return _draw(rng, world, _where_was_object, PLACES, fits, taken_there_share=0.2, uneven=uneven)
 
 
-def draw_who_gave(rng: random.Random, fits: Fits | None = None) -> Sample | None:
+def draw_who_gave(rng: random.Random, fits: Fits | None = None, uneven: float = 1.0) -> Sample | None:
     """Task 5: "Who gave the milk to Fred?", one supporting fact, answered with a person or a thing."""
     # Giving is tried four times as often as the rest, by the shares of statements in the files.
     weights: dict[Kind, int] = {"go": 1, "take": 1, "drop": 1, "give": 4}
-    return _draw(rng, World(GIVERS, weights, rng), _who_gave, (*GIVERS, *OBJECTS), fits)
+    return _draw(rng, World(GIVERS, weights, rng), _who_gave, (*GIVERS, *OBJECTS), fits, uneven=uneven)
 
 
 def _draw(
@@ -64,6 +66,7 @@ def _draw(
     answers: tuple[str, ...],
     fits: Fits | None,
     taken_there_share: float = 1.0,
+    uneven: float = 1.0,
 ) -> Sample | None:
     """A story up to one of its questions, each equally likely, without the others, as in BABILong; None as soon as it does not fit."""
     facts: list[str] = []
@@ -73,7 +76,7 @@ def _draw(
             facts.append(say(world.step(), rng, taken_there_share, dropped_there_share=0.2))
         if fits is not None and not fits(facts):
             return None
-        asked = ask(world, rng)
+        asked = ask(world, rng, uneven)
         if asked is None:
             continue
         if wanted == 0:
@@ -104,7 +107,7 @@ def ask_more_of_a_story(rng: random.Random, sample: Sample, number: int) -> list
     for _ in range(_TRIES * number):
         if len(found) == number:
             break
-        asked = ask(world, rng)
+        asked = ask(world, rng, 1.0)
         if asked is not None and asked.question != sample.question:
             found.setdefault(asked.question, asked)
     return [
@@ -123,19 +126,28 @@ def _recent(world: World) -> list[Event]:
     return world.events[-_WINDOW_STATEMENTS:]
 
 
-def _where_is_person(world: World, rng: random.Random) -> _Asked | None:
-    person = rng.choice(_recent(world)).person
+def _choose(rng: random.Random, names: Sequence[str], order: Sequence[str], uneven: float) -> str:
+    """One of the names; each `uneven` times as often as the next one in the order."""
+    if uneven == 1:
+        return rng.choice(names)
+    return rng.choices(names, [uneven ** -order.index(name) for name in names])[0]
+
+
+def _where_is_person(world: World, rng: random.Random, uneven: float) -> _Asked | None:
+    person = _choose(rng, [event.person for event in _recent(world)], PEOPLE, uneven)
     index = world.last_move[person]
     return _Asked(f"Where is {person}?", world.events[index].place, (index,))
 
 
-def _where_is_object(world: World, rng: random.Random) -> _Asked | None:
+def _where_is_object(world: World, rng: random.Random, uneven: float) -> _Asked | None:
     """Of a thing in hand that has been moved since, or one that was dropped by someone whose place was told."""
     told = {thing: _told_by(world, thing) for thing in world.carries}
-    candidates = [(event.thing, move) for event in _recent(world) if (move := told.get(event.thing)) is not None]
+    candidates = [event.thing for event in _recent(world) if told.get(event.thing) is not None]
     if not candidates:
         return None
-    thing, move = rng.choice(candidates)
+    thing = _choose(rng, candidates, OBJECTS, uneven)
+    move = told[thing]
+    assert move is not None, "a candidate"
     return _Asked(f"Where is the {thing}?", world.events[move].place, (world.carries[thing].events[-1], move))
 
 
@@ -147,12 +159,12 @@ def _told_by(world: World, thing: str) -> int | None:
     return carry.moves[-1] if carry.moves else None
 
 
-def _where_was_object(world: World, rng: random.Random) -> _Asked | None:
+def _where_was_object(world: World, rng: random.Random, uneven: float) -> _Asked | None:
     """Of a thing that was carried to two places or more since it was last taken."""
     candidates = [event.thing for event in _recent(world) if event.thing and len(world.carries[event.thing].moves) > 1]
     if not candidates:
         return None
-    thing = rng.choice(candidates)
+    thing = _choose(rng, candidates, OBJECTS, uneven)
     carry = world.carries[thing]
     places = [world.events[index].place for index in carry.moves]
     before = places[rng.randrange(1, len(places))]
@@ -162,12 +174,12 @@ def _where_was_object(world: World, rng: random.Random) -> _Asked | None:
     return _Asked(f"Where was the {thing} before the {before}?", places[at - 1], support)
 
 
-def _who_gave(world: World, rng: random.Random) -> _Asked | None:
+def _who_gave(world: World, rng: random.Random, uneven: float) -> _Asked | None:
     """Of the last giving of a thing, in one of five forms; "what" is asked twice as often as each of the others."""
     given = [event.thing for event in _recent(world) if event.kind == "give"]
     if not given:
         return None
-    thing = rng.choice(given)
+    thing = _choose(rng, given, OBJECTS, uneven)
     gifts = [(index, event) for index, event in enumerate(world.events) if event.kind == "give"]
     index, gift = next((i, event) for i, event in reversed(gifts) if event.thing == thing)
     forms = (
