@@ -206,9 +206,7 @@ def test_an_uneven_task_tells_the_same_stories() -> None:
     assert facts[0] == facts[1]
 
 
-@pytest.mark.parametrize(
-    "options", [{"uneven": 0.5}, {"uneven": float("nan")}, {"uneven": 4, "source": "folder"}]
-)
+@pytest.mark.parametrize("options", [{"uneven": 0.5}, {"uneven": float("nan")}, {"uneven": 4, "source": "folder"}])
 def test_what_cannot_be_uneven_is_an_error(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="uneven"):
         load_task("qa1", **options)
