@@ -159,6 +159,8 @@ def carry_of(model: RecurrentMemoryModel) -> reference.Carry:
             return reference.sign_carry(model.memory_config.hold)
         case "norm":
             return reference.norm_carry(memory.carry.scale)
+        case "first":
+            return reference.first_carry(memory.initial_memory[: model.memory_config.num_written])
         case "gate":
             return reference.gate_carry(memory.initial_memory[: model.memory_config.num_written], memory.carry.gate)
         case _:

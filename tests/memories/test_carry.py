@@ -139,3 +139,20 @@ def test_the_scale_is_part_of_the_model(tmp_path: Path) -> None:
 def test_without_memory_tokens_nothing_is_carried(carry: str) -> None:
     model, plain = model_with(carry, 0), model_with("hidden", 0)
     assert torch.equal(model(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+
+
+def test_the_first_memory_again_is_a_memory_that_is_reset_and_nothing_is_learned_of_what_is_written() -> None:
+    model = model_with("first")
+    with torch.no_grad():
+        whole = model(input_ids=IDS).logits
+        alone = torch.cat([model(input_ids=IDS[:, start : start + S]).logits for start in range(0, 3 * S, S)], 1)
+    torch.testing.assert_close(whole, alone)
+    hidden = torch.randn(2, 3, requires_grad=True)
+    initial = torch.randn(2, 3, requires_grad=True)
+    carried = carry_of("first")(hidden, torch.ones(2, 3), initial)
+    assert torch.equal(carried, initial)
+    carried.sum().backward()
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
+    assert initial.grad is not None
+    assert bool((initial.grad == 1).all())

@@ -134,4 +134,24 @@ class GateCarry(Carry):
         return initial + self.gate * hidden
 
 
-CARRIES: dict[str, type[Carry]] = {"hidden": HiddenCarry, "sign": SignCarry, "norm": NormCarry, "gate": GateCarry}
+class FirstCarry(Carry):
+    """`M_{t+1} = M_0`: nothing is carried, and nothing is learned to be written.
+
+    What stands before every segment is a learned prefix (prompt tuning, Lester et al., arXiv:2104.08691): all of a memory but what it
+    says of the text. The control of what writing is worth.
+    """
+
+    def forward(
+        self, hidden: Float[Tensor, "B M D"], before: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]
+    ) -> Float[Tensor, "B M D"]:
+        """See `Carry.forward`."""
+        return initial + 0 * hidden  # what is not finite must be seen to be so
+
+
+CARRIES: dict[str, type[Carry]] = {
+    "hidden": HiddenCarry,
+    "sign": SignCarry,
+    "norm": NormCarry,
+    "gate": GateCarry,
+    "first": FirstCarry,
+}

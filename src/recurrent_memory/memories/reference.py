@@ -83,6 +83,11 @@ def gate_carry(initial: Float[Tensor, "M D"], gate: Float[Tensor, " D"]) -> Carr
     return carry
 
 
+def first_carry(initial: Float[Tensor, "M D"]) -> Carry:
+    """The first memory again."""
+    return lambda hidden, memory: initial
+
+
 @dataclass(frozen=True)
 class Rules:
     """What becomes of a memory between segments.
