@@ -79,7 +79,10 @@ def test_with_its_memory_reset_every_segment_stands_alone(tiny: Tiny) -> None:
     assert_same(scored(MemoryReading(model, reset=True), texts, lanes=3), expected, max(1e-8, tiny.tolerance))
     kept = scored(MemoryReading(model), texts, lanes=3)
     assert np.abs(kept[0][:S] - expected[0][:S]).max() < 1e-5  # the first segment has no history
-    assert np.abs(kept[0][S:] - expected[0][S:]).max() > 1e-4
+    carried = np.abs(kept[0][S:] - expected[0][S:]).max()
+    assert (
+        carried < 1e-8 if tiny.carry == "first" else carried > 1e-4
+    )  # one carries nothing, whether it is reset or not
 
 
 @of_plain
