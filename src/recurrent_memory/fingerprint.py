@@ -3,7 +3,8 @@
 The fingerprint is the SHA-256 of the weights, taken when the model is made or loaded; moving the model to another
 device or dtype, or merging its adapters, keeps it. Anything that changes weights in place (an optimizer,
 `load_state_dict`) makes a new one. Such changes are seen by the version counters that PyTorch keeps for each parameter,
-so that weights are hashed only when they have changed and somebody asks.
+so that weights are hashed only when they have changed and somebody asks. Fused optimizers, which `Trainer` takes, do not count:
+their steps are counted here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from .errors import StateError
 
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
     from .model import RecurrentMemoryModel
 
 LENGTH = 32
+_FUSED_STEPS: dict[int, int] = {}  # by the id of a parameter; of one that takes the id of another it begins higher, no more
+
+
+def _count(optimizer: Optimizer, *_: Any) -> None:
+    for parameter in (p for group in optimizer.param_groups if group.get("fused") for p in group["params"]):
+        if parameter.grad is not None:
+            _FUSED_STEPS[id(parameter)] = _FUSED_STEPS.get(id(parameter), 0) + 1
+
+
+register_optimizer_step_post_hook(_count)
 
 
 def hash_weights(model: RecurrentMemoryModel, weights: dict[str, Tensor] | None = None) -> str:
@@ -72,7 +84,7 @@ class Moment:
 
 def _mark(model: RecurrentMemoryModel) -> int:
     """Changes when a parameter is replaced or written in place."""
-    return hash(tuple((id(parameter), parameter._version) for parameter in model.parameters()))
+    return hash(tuple((id(p), p._version, _FUSED_STEPS.get(id(p))) for p in model.parameters()))
 
 
 class Fingerprint:

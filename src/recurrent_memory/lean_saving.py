@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Container, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,18 +20,29 @@ if TYPE_CHECKING:
 _OF_ADAPTERS = (".base_layer", ".original_module")
 
 
-def split_off(
-    model: RecurrentMemoryModel, weights: dict[str, Tensor], name: str
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A model's weights but for those that its backbone has too.
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a folder is to be without.
+
+    Args:
+        names: Of the model's weights.
+        source: What `complete` needs to know of them, for the configuration.
+    """
+
+    names: frozenset[str]
+    source: dict[str, str]
+
+
+def left_out(
+    model: RecurrentMemoryModel, weights: dict[str, Tensor], name: str, among: Container[str] | None = None
+) -> LeftOut:
+    """Which of a model's weights its backbone has too.
 
     Args:
         model: The model.
         weights: All of its weights.
         name: The backbone: a hub id, or a folder.
-
-    Returns:
-        What is left, and what `complete` needs to know of the rest, for the configuration.
+        among: The names of weights to look at; None: all.
 
     Raises:
         BackboneError: if the backbone cannot be loaded, or nothing in it is as in the model.
@@ -39,12 +51,14 @@ def split_off(
     same = {
         ours: theirs[_plain(ours)]
         for ours, tensor in weights.items()
-        if _plain(ours) in theirs and torch.equal(tensor.detach().cpu(), theirs[_plain(ours)])
+        if (among is None or ours in among)
+        and _plain(ours) in theirs
+        and torch.equal(tensor.detach().cpu(), theirs[_plain(ours)])
     }
     if not same:
         raise BackboneError(f"{name}: no weight of it is in the model as it is there; save the model whole")
-    left = {ours: tensor for ours, tensor in weights.items() if ours not in same}
-    return left, {"name": name, "dtype": str(model.dtype).removeprefix("torch."), "sha256": _digest(same)}
+    source = {"name": name, "dtype": str(model.dtype).removeprefix("torch."), "sha256": _digest(same)}
+    return LeftOut(frozenset(same), source)
 
 
 def complete(model: RecurrentMemoryModel, missing: set[str], source: dict[str, str]) -> set[str]:
@@ -53,7 +67,7 @@ def complete(model: RecurrentMemoryModel, missing: set[str], source: dict[str, s
     Args:
         model: The model.
         missing: The names of the weights that its folder lacks.
-        source: What `split_off` said of the rest.
+        source: What `left_out` said of the rest.
 
     Returns:
         The names of those that the backbone lacks too.

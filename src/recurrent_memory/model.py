@@ -23,6 +23,7 @@ from .fingerprint import Fingerprint, hash_weights
 from .forward import run_forward
 from .inference.generation import GenerationWithMemory
 from .inference.open_state import OpenState
+from .lean_saving import LeftOut, left_out
 from .loading import build_backbone_model, load_pretrained, read_backbone
 from .memories.base import Memory
 from .memories.registry import memory_class
@@ -138,14 +139,14 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
         return load_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, save_directory: str | Path, *, backbone: str | Path | None = None, **kwargs: Any
+        self, save_directory: str | Path, *, backbone: str | Path | LeftOut | None = None, **kwargs: Any
     ) -> None:
         """Write `config.json` and safetensors into a folder, PEFT adapters inside.
 
         Args:
             save_directory: The folder.
             backbone: The hub id or the folder that the backbone came from: what is there as it is here is left out, and
-                loaded from there with the model. A memory and an adapter take a few megabytes.
+                loaded from there with the model. A memory and an adapter take a few megabytes. Or what `left_out` has found so.
             **kwargs: As of `PreTrainedModel.save_pretrained`, such as the weights in place of the model's own, `state_dict`.
 
         Raises:
@@ -169,10 +170,10 @@ class RecurrentMemoryModel(GenerationWithMemory, ReadsInSegments, GenerationMixi
             self.config.peft_active = active_adapters(self.backbone)
         self.config.backbone_source = None
         if backbone is not None:
-            from .lean_saving import split_off
-
-            weights, source = split_off(self, self.state_dict() if given is None else given, str(backbone))
-            kwargs["state_dict"], self.config.backbone_source = weights, source
+            weights = self.state_dict() if given is None else given
+            left = backbone if isinstance(backbone, LeftOut) else left_out(self, weights, str(backbone))
+            kwargs["state_dict"] = {name: tensor for name, tensor in weights.items() if name not in left.names}
+            self.config.backbone_source = left.source
         with writing_into(save_directory):
             super().save_pretrained(str(save_directory), **kwargs)
 

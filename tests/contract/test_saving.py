@@ -290,15 +290,19 @@ def test_the_fingerprint_survives_dtype_device_and_copying(tmp_path: Path) -> No
     assert len(fingerprint) == 32
 
 
-@pytest.mark.parametrize("foreach", [True, False])
-def test_the_fingerprint_changes_with_the_weights(foreach: bool) -> None:
+@pytest.mark.parametrize("kind", [{"foreach": True}, {"foreach": False}, {"fused": True}], ids=str)
+def test_the_fingerprint_changes_with_the_weights(kind: dict[str, bool]) -> None:
     model = copy_of(gpt2, dtype=torch.float32)
     seen = {model.fingerprint}
     ids = torch.tensor([text_of(gpt2, 20)])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=foreach)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, **kind)
     for _ in range(2):
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
+        state = model.read(ids)  # not saved before the next step
+        optimizer.step()
+        with pytest.raises(StateError, match="the model's weights have changed since it wrote this state"):
+            _ = state.fingerprint
         seen.add(model.fingerprint)
     model.load_state_dict(model_of(gpt2, dtype=torch.float32).state_dict(), assign=True)
     assert len(seen) == 3

@@ -100,7 +100,10 @@ def test_from_study_to_table(study: Study, tmp_path: Path) -> None:
     assert len(results["commands"]) == 7
     assert results["ended"]["versions"]["torch"]
     assert len(list(csv.DictReader((out / "table.csv").read_text().splitlines()))) == len(table.cells) == 7
-    for picture in ("plot.png", "losses.png"):
+    points = list(csv.DictReader((out / "trainings.csv").read_text().splitlines()))
+    assert {(point["row"], point["seed"]) for point in points} == {("memory", "0"), ("memory", "1")}
+    assert all(float(point["held_out_loss"]) > 0 for point in points if point["step"] == "2" and not point["loss"])
+    for picture in ("plot.png", "losses.png", "trainings.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
     assert all(cost.evaluation_s > 0 for cost in table.costs)
     assert [cost.training_s is None for cost in table.costs] == [True, False, False]

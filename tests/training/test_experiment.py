@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,9 +186,38 @@ def test_a_memory_and_its_adapter_are_written_without_the_backbone(tmp_path: Pat
         name for name, parameter in model.named_parameters() if parameter.requires_grad
     }
     assert RecurrentMemoryModel.from_pretrained(tmp_path / "model").fingerprint == model.fingerprint
+    with pytest.raises(RecipeError, match="save_backbone: false leaves out what is not trained, and trained is all"):
+        load_experiment(written(tmp_path, **{**changes, "trained": "all", "lora": None}))
     for source in ({"backbone": "shipped"}, {"backbone": None, "model": "shipped", "memory": {}}):
         with pytest.raises(RecipeError, match="save_backbone: false leaves out what can be loaded from a backbone"):
             load_experiment(written(tmp_path, **{**changes, **source}))
+
+
+def test_checkpoints_are_without_the_backbone_too_and_training_goes_on_from_them(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    copy_model().backbone.save_pretrained(tmp_path / "backbone")
+
+    def run(*, lean: bool, resume: bool = False) -> RecurrentMemoryModel:
+        changes = {"backbone": str(tmp_path / "backbone"), "out": str(tmp_path / f"{lean}"), "save_backbone": not lean}
+        experiment = load_experiment(written(tmp_path, **changes, eval_every=1))
+        settings: dict[str, Any] = {"use_cpu": True, "dataloader_pin_memory": False, "disable_tqdm": True}
+        return run_experiment(experiment, AnyLengthTask(), **settings, report_to="none", resume=resume)[0]
+
+    model = run(lean=True)
+    record = tmp_path / "True.run" / "curriculum.json"
+    stages = json.loads(record.read_text())
+    last = tmp_path / "True.run" / "stage-2-segments-2" / "checkpoint-3"
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert load_file(last / "model.safetensors").keys() == trained
+    best = RecurrentMemoryModel.from_pretrained(stages[-1]["checkpoint"])
+    assert best.fingerprint == model.fingerprint
+    assert run(lean=False).fingerprint == model.fingerprint
+    record.write_text(json.dumps(stages[:1]))
+    weights = load_file(last / "model.safetensors")
+    shutil.rmtree(last)  # as if it had been killed after the second step
+    assert run(lean=True, resume=True).fingerprint == model.fingerprint
+    again = load_file(last / "model.safetensors")
+    assert all(torch.equal(again[name], weight) for name, weight in weights.items())
 
 
 def test_a_model_is_trained_further(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def study(
 
     With --seed every row is trained once, with that seed. FOLDER gets the models, the evaluations, a log and a record of
     every process, and the table (table.md, table.csv, results.json, plot.png; sizes.png where memories differ in size, losses.png
-    of language models), which is there as soon as all rows have been run with the first seed. After an interruption the same
-    command with --resume goes on, if need be with other seeds or rows.
+    of language models; trainings.csv and trainings.png, the loss by step), which is there as soon as all rows have been run with
+    the first seed. After an interruption the same command with --resume goes on, if need be with other seeds or rows.
 
     Example: rmt study studies/lm-history.yaml train=my/books valid=my/others test=my/test --out results/history --jobs 2
     """

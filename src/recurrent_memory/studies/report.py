@@ -15,9 +15,11 @@ from .plan import Unit
 from .run import STUDY
 from .sizes import draw_sizes
 from .table import Cell, StudyTable, results_of, shown
+from .trainings import Measured, draw_trainings, measured
 
 TABLE, SUMMARY, MARKDOWN = "table.csv", "results.json", "table.md"
 PLOT, SIZES, LOSSES = "plot.png", "sizes.png", "losses.png"
+TRAININGS, CURVES = "trainings.csv", "trainings.png"
 
 _PLACES = {"length": "tokens of the text", "facts": "facts in the text"}
 
@@ -48,8 +50,13 @@ def write_study(study: Study, units: Sequence[Unit], table: StudyTable, out: str
     accuracies = [cell for cell in shown(table.cells) if cell.metric == "accuracy" and cell.at.isdigit()]
     draw_sizes(table, accuracies, folder / SIZES, title=study.name, places=_PLACES[study.by])
     rows = {row.name: [results_of(unit) for unit in units if unit.row == row.name] for row in study.rows}
-    if all(results["task"] == "lm" for evaluations in rows.values() for results in evaluations):
+    is_of_texts = all(results["task"] == "lm" for evaluations in rows.values() for results in evaluations)
+    if is_of_texts:
         draw_losses(rows, folder / LOSSES, title=study.name)
+    points = measured(units)
+    held = "held_out_loss" if is_of_texts else "held_out_accuracy"
+    if draw_trainings(points, folder / CURVES, title=study.name, held=held):
+        write_csv(Measured, points, folder / TRAININGS)
     return text
 
 

@@ -161,6 +161,7 @@ def train_curriculum(
     memory_learning_rate: float | None = None,
     processing_class: Any = None,
     callbacks: Sequence[TrainerCallback] = (),
+    backbone: str | None = None,
     report: Report | None = None,
     resume: bool = False,
 ) -> list[StageResult]:
@@ -180,6 +181,7 @@ def train_curriculum(
         memory_learning_rate: Of the memory's parameters, at its highest, in every stage; None: that of the others.
         processing_class: The tokenizer, saved beside the model.
         callbacks: Further callbacks of the Trainer.
+        backbone: The hub id or the folder of the backbone, if checkpoints are to be without what is frozen in it.
         report: Called with rows (`RowsCallback`); the Trainer then prints nothing.
         resume: Whether to go on with what is in `output_dir`, if anything is.
 
@@ -219,6 +221,7 @@ def train_curriculum(
                 "first_step": sum(earlier.max_steps for earlier in stages[:index]),
                 "processing_class": processing_class,
                 "callbacks": callbacks,
+                "backbone": backbone,
             }
             trainer = _trainer(model, _stage_args(args, stage, folder, best_by), stage, settings)
             if report is not None:

@@ -76,8 +76,8 @@ class Experiment(Strict):
         report_to: Trackers of the Trainer, such as [tensorboard, wandb], whose packages must be there; None: TensorBoard, where it is.
         seed: Of everything that is drawn.
         out: The folder of the model; logs and checkpoints go to `<out>.run`.
-        save_backbone: False: what is as in the backbone is left out of the model's folder, and loaded from the backbone with
-            it; a memory and an adapter take a few megabytes.
+        save_backbone: False: what is as in the backbone is left out of the model's folder and of the checkpoints, and loaded from
+            the backbone with them; a memory and an adapter take a few megabytes.
     """
 
     name: str
@@ -155,6 +155,8 @@ class Experiment(Strict):
             raise ConfigError(
                 "save_backbone: false leaves out what can be loaded from a backbone: a hub id or a folder, not in 4 bits"
             )
+        if not self.save_backbone and self.trained == "all":
+            raise ConfigError("save_backbone: false leaves out what is not trained, and trained is all; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -319,6 +321,7 @@ def run_experiment(
     lora = experiment.lora
     choose_trained(model, experiment.trained, lora.build() if lora is not None else None)
     args = experiment.arguments(**changes)
+    backbone = None if experiment.save_backbone else experiment.backbone
     if experiment.fsdp:
         model.to(args.device)  # pyright: ignore[reportArgumentType]
         shard_layers(model)
@@ -334,13 +337,13 @@ def run_experiment(
             best_by="accuracy" if experiment.text is None else "loss",
             memory_learning_rate=experiment.optimizer.memory_learning_rate,
             processing_class=tokenizer,
+            backbone=backbone,
             report=report,
             resume=resume,
         )
         model.eval()
         weights = whole_weights(model)
         if args.process_index == 0:
-            backbone = None if experiment.save_backbone else experiment.backbone
             model.save_pretrained(experiment.out, backbone=backbone, state_dict=weights)
             if tokenizer is not None:
                 tokenizer.save_pretrained(experiment.out)

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from ..errors import ConfigError, RecipeError
+from ..lean_saving import LeftOut, left_out
 from ..model import RecurrentMemoryModel
 from .checkpoint import load_values, load_weights, random_states, restore_random_states, save_values, whole_folder
 from .curves import CurvesCallback
@@ -42,6 +43,8 @@ class ResumableTrainer(Trainer):
         model: The model, with `requires_grad` set.
         args: The Trainer's settings. `max_steps` must be given.
         callbacks: Further callbacks of the Trainer.
+        backbone: The hub id or the folder that the backbone came from: checkpoints are without what is frozen, which is as it is
+            there, and take a few megabytes. None: they are whole.
         **settings: What else the Trainer takes.
 
     Raises:
@@ -57,9 +60,12 @@ class ResumableTrainer(Trainer):
         args: TrainingArguments,
         *,
         callbacks: Sequence[TrainerCallback] = (),
+        backbone: str | None = None,
         **settings: Any,
     ) -> None:
         _check(args)
+        self._backbone = backbone
+        self._left_out: LeftOut | None = None
         has_cache = "use_cache" in vars(model.config)
         super().__init__(model=model, args=args, callbacks=[CurvesCallback(), *callbacks], **settings)
         if not has_cache:  # the Trainer has set it, and it would be saved with the model
@@ -120,9 +126,19 @@ class ResumableTrainer(Trainer):
             state_dict = whole_weights(self.model)
         if self.args.should_save:
             folder = output_dir if output_dir is not None else self.args.output_dir
-            self.model.save_pretrained(str(folder), state_dict=state_dict)
+            self.model.save_pretrained(str(folder), backbone=self._without(state_dict), state_dict=state_dict)
             if self.processing_class is not None:
                 cast(Any, self.processing_class).save_pretrained(folder)
+
+    def _without(self, weights: dict[str, Tensor] | None) -> LeftOut | None:
+        """What a checkpoint is without. Looked for once: what is frozen stays as it is."""
+        if self._left_out is None and self._backbone is not None:
+            frozen = {
+                name for name, weight in self.model.named_parameters(remove_duplicate=False) if not weight.requires_grad
+            }
+            weights = self.model.state_dict() if weights is None else weights
+            self._left_out = left_out(self.model, weights, self._backbone, frozen)
+        return self._left_out
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         del model, trial

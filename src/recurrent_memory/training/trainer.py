@@ -48,6 +48,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         first_step: The number of the first step, in what is drawn.
         processing_class: The tokenizer, saved beside the model.
         callbacks: Further callbacks of the Trainer.
+        backbone: As of `ResumableTrainer`.
 
     Raises:
         ConfigError: if a setting cannot work.
@@ -71,6 +72,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
         first_step: int = 0,
         processing_class: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
+        backbone: str | None = None,
     ) -> None:
         _check(num_segments, num_eval_examples, eval_segments, target_accuracy, candidates)
         args.remove_unused_columns = False  # what an example brings is for `backpropagate`, not for `forward`
@@ -96,6 +98,7 @@ class RecurrentMemoryTrainer(ResumableTrainer):
             eval_dataset=cast(Any, data),  # asked for by eval_strategy; `evaluate` draws its own
             data_collator=cast(Any, collate_places),
             processing_class=processing_class,
+            backbone=backbone,
             callbacks=[_LogWhenSaved(), *([] if target_accuracy is None else [_StopAt(target_accuracy)]), *callbacks],
         )
         self._num_right = self._num_counted = 0  # since the last row of the log
