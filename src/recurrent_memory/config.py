@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import ConfigError
 
-CARRY_NAMES = ("hidden", "sign", "norm", "gate", "first")
+CARRY_NAMES = ("hidden", "sign", "norm", "gate", "gated-norm", "first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,9 @@ class MemoryConfig:
         kind: The way of remembering, a name from `recurrent_memory.memories`.
         carry: What is carried of the hidden state at the write positions: `hidden`, all of it, as in the papers; `sign`,
             one bit of each of its numbers, which lasts for longer; `norm`, all of it, on the scale of embeddings; `gate`,
-            as much of it as a learned gate lets through, added to the first memory; `first`, nothing: the first
-            memory stands before every segment, a learned prefix, which is what a memory has to be better than. Of `kind="tokens"` only.
+            as much of it as a learned gate lets through, added to the first memory; `gated-norm`, the same on the scale of
+            embeddings; `first`, nothing: the first memory stands before every segment, a learned prefix, which is what a memory
+            has to be better than. Of `kind="tokens"` only.
         recent: R, how many of the M memory tokens, the last ones, are the embeddings of the last R tokens that were read; the
             others are written by the model. With R = M nothing is written: segments overlap by M tokens, no more. Of
             `kind="tokens"` only.

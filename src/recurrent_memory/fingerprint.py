@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from .model import RecurrentMemoryModel
 
 LENGTH = 32
-_FUSED_STEPS: dict[int, int] = {}  # by the id of a parameter; of one that takes the id of another it begins higher, no more
+_FUSED_STEPS: dict[
+    int, int
+] = {}  # by the id of a parameter; of one that takes the id of another it begins higher, no more
 
 
 def _count(optimizer: Optimizer, *_: Any) -> None:

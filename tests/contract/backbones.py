@@ -189,7 +189,7 @@ def _with_every_memory(backbones: list[Tiny]) -> list[Tiny]:
         *backbones,
         *(
             replace(tiny, name=f"{tiny.name}+{carry}", carry=carry)
-            for carry in ("sign", "norm", "gate", "first")
+            for carry in ("sign", "norm", "gate", "gated-norm", "first")
             for tiny in backbones
             if carry == "sign" or tiny.name in SCALES
         ),

@@ -36,7 +36,7 @@ def model_of(
     )
     if tiny.kind == "associative":
         _use_every_weight(model.memory)
-    if tiny.carry == "gate":  # closed when it is new: nothing would be remembered
+    if tiny.carry in ("gate", "gated-norm"):  # closed when it is new: nothing would be remembered
         torch.nn.init.normal_(model.memory.carry.gate)
     return model.to(dtype).eval()
 
@@ -163,6 +163,9 @@ def carry_of(model: RecurrentMemoryModel) -> reference.Carry:
             return reference.first_carry(memory.initial_memory[: model.memory_config.num_written])
         case "gate":
             return reference.gate_carry(memory.initial_memory[: model.memory_config.num_written], memory.carry.gate)
+        case "gated-norm":
+            initial = memory.initial_memory[: model.memory_config.num_written]
+            return reference.gated_norm_carry(initial, memory.carry.gate, memory.carry.scale)
         case _:
             return reference.hidden_carry
 

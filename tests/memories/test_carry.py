@@ -95,7 +95,7 @@ def test_the_scale_does_not_depend_on_the_size_of_the_hidden_state() -> None:
     torch.testing.assert_close(huge.float(), carry(hidden, hidden, initial), rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("carry", ["gate", "first"])
+@pytest.mark.parametrize("carry", ["gate", "gated-norm", "first"])
 def test_a_closed_gate_is_a_memory_that_is_reset(carry: str) -> None:
     model = model_with(carry)
     with torch.no_grad():
@@ -104,8 +104,9 @@ def test_a_closed_gate_is_a_memory_that_is_reset(carry: str) -> None:
     torch.testing.assert_close(whole, alone)
 
 
-def test_a_closed_gate_learns_to_open() -> None:
-    model = model_with("gate")
+@pytest.mark.parametrize("carry", ["gate", "gated-norm"])
+def test_a_closed_gate_learns_to_open(carry: str) -> None:
+    model = model_with(carry)
     model(input_ids=IDS, labels=IDS).loss.backward()
     gradient = model.memory.carry.gate.grad
     assert gradient is not None
@@ -113,8 +114,9 @@ def test_a_closed_gate_learns_to_open() -> None:
     assert bool((gradient != 0).all())
 
 
-def test_the_gate_is_part_of_the_model(tmp_path: Path) -> None:
-    model = model_with("gate")
+@pytest.mark.parametrize("carry", ["gate", "gated-norm"])
+def test_the_gate_is_part_of_the_model(carry: str, tmp_path: Path) -> None:
+    model = model_with(carry)
     before = model.fingerprint
     with torch.no_grad():
         model.memory.carry.gate.copy_(torch.randn(16))
@@ -126,8 +128,9 @@ def test_the_gate_is_part_of_the_model(tmp_path: Path) -> None:
     assert torch.equal(loaded(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
-def test_the_scale_is_part_of_the_model(tmp_path: Path) -> None:
-    model = model_with("norm")
+@pytest.mark.parametrize("carry", ["norm", "gated-norm"])
+def test_the_scale_is_part_of_the_model(carry: str, tmp_path: Path) -> None:
+    model = model_with(carry)
     model.memory.carry.scale.fill_(0.125)
     model.reset_fingerprint()
     model.save_pretrained(tmp_path)

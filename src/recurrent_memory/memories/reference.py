@@ -83,6 +83,12 @@ def gate_carry(initial: Float[Tensor, "M D"], gate: Float[Tensor, " D"]) -> Carr
     return carry
 
 
+def gated_norm_carry(initial: Float[Tensor, "M D"], gate: Float[Tensor, " D"], scale: Float[Tensor, ""]) -> Carry:
+    """The first memory, and of the hidden state on the scale of embeddings what each channel's gate lets through."""
+    stretched, through = norm_carry(scale), gate_carry(initial, gate)
+    return lambda hidden, memory: through(stretched(hidden, memory), memory)
+
+
 def first_carry(initial: Float[Tensor, "M D"]) -> Carry:
     """The first memory again."""
     return lambda hidden, memory: initial
