@@ -69,3 +69,12 @@ def test_a_memory_stands_beside_what_it_is_compared_with(study: Study) -> None:
     if study.eval["task"] == "lm":  # last words have it reset beside every score
         reset = {with_memory[row.like] for row in study.rows if row.like is not None and row.eval.get("reset")}
         assert reset == set(with_memory.values())
+
+
+def test_writing_is_compared_with_a_prefix_that_carries_nothing(study: Study) -> None:
+    if study.name in ("lm-history", "lm-lambada"):
+        return  # which ask something else of the same memories
+    carries = {name: row.memory.get("carry", "hidden") for name, row in trained(study).items()}
+    prefixes = {name for name, carry in carries.items() if carry == "first"}
+    assert {one for pair in study.compare for one in pair} & prefixes
+    assert any(set(pair) & prefixes and set(pair) - prefixes for pair in study.compare)
