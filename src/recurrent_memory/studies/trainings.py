@@ -52,15 +52,15 @@ def measured(units: Sequence[Unit]) -> list[Measured]:
 def _of_training(unit: Unit) -> list[Measured]:
     found: list[Measured] = []
     before = 0
-    for stage in _numbered(Path(f"{unit.model}.run"), "stage-*"):
-        checkpoints = _numbered(stage, "checkpoint-*")
-        try:
-            state = json.loads((checkpoints[-1] / STATE).read_text(encoding="utf-8"))
+    try:
+        for stage in _numbered(Path(f"{unit.model}.run"), "stage-*"):
+            last = _numbered(stage, "checkpoint-*")[-1]
+            state = json.loads((last / STATE).read_text(encoding="utf-8"))
             rows = [_measured(unit, before, row) for row in state["log_history"]]
             found += [row for row in rows if (row.loss, row.held_out_loss) != (None, None)]
             before += int(state["global_step"])
-        except (IndexError, OSError, ValueError, KeyError, TypeError):
-            return []  # a picture less, of a study that is whole
+    except (IndexError, OSError, ValueError, KeyError, TypeError):
+        return []  # a picture less, of a study that is whole
     return found
 
 
