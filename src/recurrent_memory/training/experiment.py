@@ -156,7 +156,9 @@ class Experiment(Strict):
                 "save_backbone: false leaves out what can be loaded from a backbone: a hub id or a folder, not in 4 bits"
             )
         if not self.save_backbone and self.trained == "all":
-            raise ConfigError("save_backbone: false leaves out what is not trained, and trained is all; leave save_backbone out")
+            raise ConfigError(
+                "save_backbone: false leaves out what is not trained, and trained is all; leave save_backbone out"
+            )
         return self
 
     @model_validator(mode="after")
