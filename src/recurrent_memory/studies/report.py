@@ -52,7 +52,7 @@ def write_study(study: Study, units: Sequence[Unit], table: StudyTable, out: str
     rows = {row.name: [results_of(unit) for unit in units if unit.row == row.name] for row in study.rows}
     is_of_texts = all(results["task"] == "lm" for evaluations in rows.values() for results in evaluations)
     if is_of_texts:
-        draw_losses(rows, folder / LOSSES, title=study.name)
+        draw_losses(rows, folder / LOSSES, title=study.name, like={row.name: row.like for row in study.rows})
     points = measured(units)
     held = "held_out_loss" if is_of_texts else "held_out_accuracy"
     if draw_trainings(points, folder / CURVES, title=study.name, held=held):

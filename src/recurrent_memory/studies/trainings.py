@@ -105,7 +105,9 @@ def draw_trainings(points: Sequence[Measured], path: str | Path, *, title: str, 
                 mine = [point for point in points if (point.row, point.seed) == (row, seed)]
                 curve = [(p.step, y) for p in mine if (y := getattr(p, value)) is not None and math.isfinite(y)]
                 if curve:
-                    axis.plot(*zip(*curve, strict=True), label=row, color=colours(number), marker=".", linewidth=1)
+                    axis.plot(
+                        *zip(*curve, strict=True), label=row, color=colours(number % colours.N), marker=".", linewidth=1
+                    )
         axis.set(xlabel="optimizer steps", ylabel=name, xlim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
     handles, names = panels[0].get_legend_handles_labels()
