@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from .model import RecurrentMemoryModel
 
 LENGTH = 32
-_FUSED_STEPS: dict[
-    int, int
-] = {}  # by the id of a parameter; of one that takes the id of another it begins higher, no more
+# By the id of a parameter. One that takes the id of another begins with its steps: all that counts is that they change.
+_FUSED_STEPS: dict[int, int] = {}
 
 
 def _count(optimizer: Optimizer, *_: Any) -> None:

@@ -125,6 +125,7 @@ class GateCarry(Carry):
 
     def reset_parameters(self, backbone: Backbone) -> None:
         """Close the gate."""
+        super().reset_parameters(backbone)
         nn.init.zeros_(self.gate)
 
     def forward(
@@ -134,27 +135,18 @@ class GateCarry(Carry):
         return initial + self.gate * hidden
 
 
-class GatedNormCarry(NormCarry):
+class GatedNormCarry(GateCarry, NormCarry):
     """`M_{t+1} = M_0 + g ⊙ σ · h / √(mean_D(h²) + ε)`: what a gate lets through is as large as the embeddings that it is added to.
 
     As `GateCarry` it begins closed. The hidden state of a pretrained decoder is many times larger than an embedding, and so is the
     gradient of a gate on it: it takes nearly all of what a clipped gradient has room for (decision 0030).
     """
 
-    def __init__(self, config: MemoryConfig, embedding: Float[Tensor, "V D"]) -> None:
-        super().__init__(config, embedding)
-        self.gate = nn.Parameter(torch.zeros(embedding.shape[1], dtype=embedding.dtype, device=embedding.device))
-
-    def reset_parameters(self, backbone: Backbone) -> None:
-        """Take σ from the backbone, close the gate."""
-        super().reset_parameters(backbone)
-        nn.init.zeros_(self.gate)
-
     def forward(
         self, hidden: Float[Tensor, "B M D"], before: Float[Tensor, "B M D"], initial: Float[Tensor, "M D"]
     ) -> Float[Tensor, "B M D"]:
         """See `Carry.forward`."""
-        return initial + self.gate * super().forward(hidden, before, initial)
+        return GateCarry.forward(self, NormCarry.forward(self, hidden, before, initial), before, initial)
 
 
 class FirstCarry(Carry):
